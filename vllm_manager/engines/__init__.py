@@ -1,0 +1,1 @@
+"""The vLLMs of this machine: finding one for a deployment, and provisioning the CPU build."""
