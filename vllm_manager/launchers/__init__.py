@@ -1,0 +1,1 @@
+"""Launchers: ways to start an instance, find it again, and end it."""
