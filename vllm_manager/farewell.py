@@ -1,0 +1,56 @@
+"""The polite part of stopping: requests finish, then the main process is asked to end. The sweep follows.
+
+vLLM's own ``--shutdown-timeout`` isn't used for the drain: with it an idle instance takes 7 s to end instead
+of 0.5 s, and requests that arrive meanwhile get a 500 while /health stays 200 (measured, 0.32).
+"""
+
+import asyncio
+
+from vllm_manager.clock import Clock
+from vllm_manager.launchers.base import Running
+from vllm_manager.probes import HttpProbe
+
+DRAIN = 30.0
+"""Seconds that running requests have to finish before SIGTERM."""
+
+DRAIN_POLL = 0.2
+
+GRACE = 30.0
+"""Seconds from SIGTERM to SIGKILL."""
+
+START_UP_GRACE = 10.0
+"""The same for an instance that isn't up yet, which has no request to finish."""
+
+SECOND_SIGTERM = 2.0
+"""vLLM swallows the first SIGTERM during engine start-up (measured, 0.32); the second follows after this."""
+
+
+async def end(running: Running, probe: HttpProbe, *, was_ready: bool, clock: Clock) -> None:
+    """Return when the instance's main process has ended, or its time is over.
+
+    Args:
+        running: The instance, which no lookup hands out any more.
+        probe: Not opened yet.
+        was_ready: Whether it may have requests under way.
+        clock: Time.
+    """
+    if was_ready:
+        async with probe:
+            deadline = clock.monotonic() + DRAIN
+            # Its own gauges are the only count of requests that arrive past us.
+            while await probe.requests_running() and clock.monotonic() < deadline:
+                await clock.sleep(DRAIN_POLL)
+    death = asyncio.create_task(_death(running))
+    try:
+        running.terminate()
+        for seconds in [GRACE] if was_ready else [SECOND_SIGTERM, START_UP_GRACE - SECOND_SIGTERM]:
+            done, _ = await asyncio.wait({death}, timeout=seconds)
+            if done:
+                return
+            running.terminate()
+    finally:
+        death.cancel()
+
+
+async def _death(running: Running) -> None:
+    await running.died()
