@@ -1,0 +1,36 @@
+"""The command line: results go to stdout, all else to stderr; heavy imports wait until they are needed."""
+
+import os
+import sys
+from typing import NoReturn
+
+import click
+
+from vllm_manager.errors import ManagerError
+
+
+def main() -> NoReturn:
+    """Run the command line and exit with the documented code."""
+    from vllm_manager.cli.app import app
+    from vllm_manager.cli.output import print_error
+
+    try:
+        code = app.main(standalone_mode=False)
+    except ManagerError as error:
+        print_error(error)
+        sys.exit(error.exit_code)
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "vllm-manager"
+        print_error(ManagerError(cause=error.format_message(), hint=f"`{command} --help` shows how"))
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough (`… | head`); the interpreter must not complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,104 @@
+"""Shows a start while it happens: a live block on a terminal, a line per step elsewhere."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+from vllm_manager.cli.output import duration, interactive, note
+from vllm_manager.types import Phase, Status, Step
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+def step_durations(steps: tuple[Step, ...], end: float) -> list[tuple[Step, float]]:
+    """Each step with its length in seconds; a step ends where the next begins, the last at ``end``."""
+    ends = [*(step.began for step in steps[1:]), end]
+    return [(step, max(0.0, until - step.began)) for step, until in zip(steps, ends, strict=False)]
+
+
+class StartView(Protocol):
+    """What shows a start."""
+
+    def show(self, status: Status) -> None:
+        """Show where it is now."""
+        ...
+
+
+class _Lines:
+    """For pipes and files: a line whenever a step begins."""
+
+    def __init__(self) -> None:
+        self._shown: set[tuple[str | None, str]] = set()
+
+    def show(self, status: Status) -> None:
+        if status.phase is Phase.READY and not self._shown:
+            return  # it was ready before we looked: there was no start to show
+        key = (status.instance, status.phase)
+        if status.phase in (Phase.PENDING, Phase.STOPPING, Phase.SWEEPING) and key not in self._shown:
+            self._shown.add(key)
+            note(f"{status.name}: {status.phase}")
+        for step in status.steps:
+            if (status.instance, step.name) not in self._shown:
+                self._shown.add((status.instance, step.name))
+                note(f"{status.name}: {step.name} (after {duration(step.began)})")
+
+
+class _Live:
+    """For terminals: one block that is redrawn, with running clocks and a bar where progress is known."""
+
+    def __init__(self) -> None:
+        from rich.spinner import Spinner
+
+        self._spinner = Spinner("dots")
+        self._status: Status | None = None
+        self._at = 0.0
+
+    def show(self, status: Status) -> None:
+        self._status, self._at = status, time.monotonic()
+
+    def __rich__(self) -> "RenderableType":
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        block = Table.grid(padding=(0, 1))
+        status = self._status
+        if status is None:
+            return block
+        whole = Group(Text(f"{status.name}: {status.phase}", style="bold"), block)
+        if status.elapsed is None or not status.steps:
+            block.add_row(self._spinner)
+            return whole
+        elapsed = status.elapsed + time.monotonic() - self._at
+        *done, (current, seconds) = step_durations(status.steps, elapsed)
+        for step, length in done:
+            block.add_row(Text("✓", style="green"), step.name, Text(duration(length), style="dim"))
+        block.add_row(self._spinner, current.name, duration(seconds), self._progress(current))
+        return whole
+
+    @staticmethod
+    def _progress(step: Step) -> "RenderableType":
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+
+        line = Table.grid(padding=(0, 1))
+        bar = "" if step.progress is None else ProgressBar(total=1.0, completed=step.progress, width=24)
+        line.add_row(bar, step.detail or "")
+        return line
+
+
+@contextmanager
+def start_view() -> Iterator[StartView]:
+    """A view of one start on stderr, for as long as the block lasts; on a terminal it then disappears."""
+    if not interactive():
+        yield _Lines()
+        return
+    from rich.console import Console
+    from rich.live import Live
+
+    view = _Live()
+    with Live(view, console=Console(file=sys.stderr), refresh_per_second=8, transient=True):
+        yield view
