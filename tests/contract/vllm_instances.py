@@ -1,0 +1,237 @@
+"""Starting a vLLM, real or fake, and looking at it."""
+
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from vllm_manager.paths import engines_dir
+
+MODEL = Path(__file__).parents[2] / "manifests" / "models" / "tiny"
+KEY = "contract-key"
+PREFIX = "vm-contract"
+# A CPU build alone on two cores needs 25 s; beside other work 70 s were seen.
+START_DEADLINE = 180.0
+
+
+def eventually(condition: Callable[[], Any], seconds: float, what: str) -> Any:
+    """The first true value of ``condition``; fails after ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"{what}: not within {seconds} s")
+        time.sleep(0.005)
+    return value
+
+
+def free_port() -> int:
+    """A port that nobody has now, below the ephemeral range."""
+    for port in range(8300 + os.getpid() % 1000, 32000):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no free port")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An HTTP answer."""
+
+    status: int
+    headers: dict[str, str]
+    text: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.text)
+
+    @property
+    def events(self) -> list[Any]:
+        """The data of a stream of server-sent events; the last is ``[DONE]``."""
+        data = [part.removeprefix("data: ") for part in self.text.split("\n\n") if part]
+        return [part if part == "[DONE]" else json.loads(part) for part in data]
+
+
+@dataclass
+class Instance:
+    """A ``vllm serve`` that a test started, in its own session with its own directories."""
+
+    directory: Path
+    port: int
+    process: subprocess.Popen[bytes]
+    shared_memory: set[str] = field(default_factory=set)
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def stdout(self) -> str:
+        return (self.directory / "stdout").read_text(errors="replace")
+
+    @property
+    def stderr(self) -> str:
+        return (self.directory / "stderr").read_text(errors="replace")
+
+    def refused(self) -> bool:
+        """Whether a connection is refused at once (and neither accepted nor left waiting)."""
+        try:
+            socket.create_connection(("127.0.0.1", self.port), timeout=2).close()
+        except ConnectionRefusedError:
+            return True
+        return False
+
+    def wait_for_log(self, pattern: str) -> None:
+        """Wait for a line on stdout while the process lives."""
+
+        def seen() -> bool:
+            if re.search(pattern, self.stdout):
+                return True
+            assert self.process.poll() is None, f"rc {self.process.returncode}: {self.stderr[-2000:]}"
+            return False
+
+        eventually(seen, START_DEADLINE, f"log line {pattern!r}")
+        self.shared_memory |= self.open_shared_memory()
+
+    def wait_until_open(self) -> None:
+        """Wait until it listens."""
+
+        def opened() -> bool:
+            assert self.process.poll() is None, f"rc {self.process.returncode}: {self.stderr[-2000:]}"
+            return not self.refused()
+
+        eventually(opened, START_DEADLINE, "listening")
+        self.shared_memory |= self.open_shared_memory()
+
+    def pids(self) -> list[int]:
+        """Living processes of its session."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(ProcessLookupError, psutil.Error):
+                if os.getsid(process.pid) == self.pid and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process.pid)
+        return found
+
+    def members(self) -> dict[str, int]:
+        """The same by name, as in /proc/PID/comm."""
+        found = {}
+        for pid in self.pids():
+            with suppress(OSError):
+                found[Path(f"/proc/{pid}/comm").read_text().strip()] = pid
+        return found
+
+    def open_shared_memory(self) -> set[str]:
+        """The /dev/shm/psm_* files that its processes hold open."""
+        held = set()
+        for pid in self.pids():
+            with suppress(OSError):
+                held |= {os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()}
+        return {path for path in held if path.startswith("/dev/shm/psm_")}
+
+    @contextmanager
+    def connect(self) -> Iterator[http.client.HTTPConnection]:
+        """A connection for several requests."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            yield connection
+        finally:
+            connection.close()
+
+    def send(
+        self,
+        connection: http.client.HTTPConnection,
+        method: str,
+        path: str,
+        body: Any = None,
+        headers: dict[str, str] | None = None,
+    ) -> http.client.HTTPResponse:
+        """Send a request, with the key where ``headers`` don't say otherwise."""
+        data = body if isinstance(body, str) or body is None else json.dumps(body)
+        given = {"Authorization": f"Bearer {KEY}"} if headers is None else headers
+        connection.request(method, path, data, {"Content-Type": "application/json", **given})
+        return connection.getresponse()
+
+    def ask(self, *args: Any, **kwargs: Any) -> Answer:
+        """The whole answer to one request."""
+        with self.connect() as connection:
+            response = self.send(connection, *args, **kwargs)
+            headers = {name.lower(): value for name, value in response.getheaders()}
+            return Answer(response.status, headers, response.read().decode())
+
+    def end(self) -> None:
+        """Kill what is left of the session and remove what it leaked."""
+        if self.process.poll() is not None:
+            # Alone, the resource tracker is removing the shared memory; killed now, it would leave it.
+            eventually(lambda: set(self.members()) != {"python3"}, 5, "the resource tracker's end")
+        self.shared_memory |= self.open_shared_memory()
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self.process.wait(10)
+        eventually(lambda: not self.pids(), 10, "an empty session")
+        for path in self.shared_memory:
+            Path(path).unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A vLLM to start instances of."""
+
+    kind: str
+    python: Path
+
+    @contextmanager
+    def start(self, directory: Path, *extra: str, knobs: dict[str, Any] | None = None) -> Iterator[Instance]:
+        """Start the tiny model; ``knobs`` are for the fake alone. Nothing outlives the block."""
+        port = free_port()
+        environment = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+        environment |= {
+            "VLLM_API_KEY": KEY,
+            "VLLM_PROCESS_NAME_PREFIX": PREFIX,
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "FAKE_VLLM": json.dumps(knobs or {}),
+        }
+        for variable, name in (("TMPDIR", "tmp"), ("VLLM_RPC_BASE_PATH", "rpc")):
+            (directory / name).mkdir()
+            environment[variable] = str(directory / name)
+        command = [self.python.with_name("vllm"), "serve", MODEL, "--served-model-name", "tiny", "tiny-alias"]
+        command += ["--host", "127.0.0.1", "--port", str(port), "--load-format", "dummy", "--enforce-eager"]
+        command += ["--max-model-len", "512", *extra]
+        with (directory / "stdout").open("wb") as stdout, (directory / "stderr").open("wb") as stderr:
+            process = subprocess.Popen(
+                [str(part) for part in command],
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                env=environment,
+                start_new_session=True,
+            )
+        instance = Instance(directory, port, process)
+        try:
+            yield instance
+        finally:
+            instance.end()
+
+
+def real_engine() -> Path | None:
+    """The Python of a real vLLM: $VLLM_MANAGER_TEST_ENGINE, else the first that was provisioned."""
+    if configured := os.environ.get("VLLM_MANAGER_TEST_ENGINE"):
+        return Path(configured)
+    for marker in sorted(engines_dir().glob("*/engine.json")):
+        python = marker.parent / "bin" / "python"
+        if python.exists():
+            return python
+    return None
