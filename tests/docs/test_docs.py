@@ -5,8 +5,8 @@ from pathlib import Path
 
 import click
 import pytest
-from tests.unit.test_errors import every_class
 
+from tests.unit.test_errors import every_class
 from vllm_manager.cli.app import COMMANDS, EXIT_CODES, app
 from vllm_manager.errors import ManagerError
 from vllm_manager.manifest.load import load_manifest
