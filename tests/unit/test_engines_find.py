@@ -181,11 +181,11 @@ def test_nothing_on_path_has_hints(tmp_path: Path) -> None:
     assert caught.value.permanent
 
 
-def test_a_version_for_cuda_needs_an_environment(tmp_path: Path) -> None:
+def test_the_vllm_on_path_must_be_of_the_version_asked_for(tmp_path: Path) -> None:
     environment(tmp_path / "e", ("vllm", "0.32.0"))
-    with pytest.raises(EngineMissing, match="CPU engines only") as caught:
-        resolve(version="0.32.0", path=str(tmp_path / "e/bin"))
-    assert "engine.python" in str(caught.value.hint)
+    assert resolve(version="0.32.0", path=str(tmp_path / "e/bin")).version == "0.32.0"
+    with pytest.raises(EngineBroken, match=r"wants vLLM 0\.31\.0"):
+        resolve(version="0.31.0", path=str(tmp_path / "e/bin"))
 
 
 # --- provisioned engines -----------------------------------------------------------------------------

@@ -32,7 +32,7 @@ def resolve(
     """The engine for a deployment.
 
     ``python`` wins: its environment's vLLM. Otherwise the CPU gets the provisioned engine of that version,
-    and CUDA the ``vllm`` on PATH.
+    and CUDA the ``vllm`` on PATH, if it is of that version.
 
     Args:
         version: The vLLM version asked for, such as ``0.32.0``, or None.
@@ -51,15 +51,9 @@ def resolve(
         return engine
     if device is Device.CPU:
         return _provisioned(version or DEFAULT_CPU_VERSION, engines_dir)
-    if version is not None:
-        raise EngineMissing(
-            cause=f"vLLM {version} for CUDA can't be provisioned: this version of vllm-manager provisions "
-            "CPU engines only",
-            hint=_USE_PYTHON,
-            permanent=True,
-        )
+    # Engines for CUDA aren't provisioned yet: the one that is there must be of the right version.
     engine = _on_path(path)
-    _check(engine, version=None, device=device, place=engine.executable)
+    _check(engine, version=version, device=device, place=engine.executable)
     return engine
 
 

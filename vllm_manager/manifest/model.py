@@ -100,7 +100,7 @@ def _launcher(value: Any) -> Any:
 
 
 class EngineSpec(_Model):
-    """Which vLLM runs the deployment; with neither version nor python, the one on the PATH."""
+    """Which vLLM runs it; by default the one on PATH for GPUs, and for the CPU one that is installed once."""
 
     launcher: Annotated[Literal["process"], BeforeValidator(_launcher)] = Field(
         default="process", description="How it is started: as a process of this machine."

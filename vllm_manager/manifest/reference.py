@@ -21,9 +21,9 @@ A manifest is a YAML file that declares one deployment: a model, the name it is 
 | [llama.yaml](llama.yaml) | a chat model with tool calls on one GPU |
 | [schema.json](schema.json) | JSON Schema; the first line of a manifest points editors to it |
 
-YAML is read strictly: an unknown or duplicate field is an error, and so is what YAML 1.1 would quietly change
-(`no`, `on`, `1:30`, `0777`): write it in quotes. Durations are written `90s`, `20m`, `1h30m` or as a number of
-seconds; sizes `30GiB`, `500MB` or as a number of bytes. Paths are relative to the manifest.
+YAML is read strictly: an unknown or duplicate field is an error, and so is what YAML 1.1 would quietly
+change (`no`, `on`, `1:30`, `0777`): write it in quotes. Durations are written `90s`, `20m`, `1h30m` or as a
+number of seconds; sizes `30GiB`, `500MB` or as a number of bytes. Paths are relative to the manifest.
 
 ## Fields
 
@@ -49,7 +49,8 @@ def _rows(schema: Mapping[str, Any], definitions: Mapping[str, Any], prefix: str
         nested = _nested(field, definitions)
         default = "required" if name in required else _default(field.get("default"))
         value = " or ".join(dict.fromkeys(_kinds(field, definitions)))
-        yield [f"`{path}`", value, "" if nested and default == "`{}`" else default, _cell(field["description"])]
+        shown = "" if nested and default == "`{}`" else default
+        yield [f"`{path}`", value, shown, _cell(field["description"])]
         for part in nested:
             yield from _rows(part, definitions, f"{path}.")
 
