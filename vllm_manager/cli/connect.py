@@ -16,6 +16,14 @@ def control() -> ControlClient:
     return ControlClient(socket_path())
 
 
+def all_statuses() -> list[Status]:
+    """The deployments as the supervisor shows them, or as they are without one."""
+    try:
+        return control().statuses()
+    except NoSupervisor:
+        return offline_statuses()
+
+
 def records() -> dict[str, InstanceRecord]:
     """What the last supervisor recorded of the instances; for use while none runs."""
     return Store(state_dir()).instances()[0] if state_dir().is_dir() else {}

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import click
 
+from vllm_manager.cli.connect import all_statuses
 from vllm_manager.cli.output import ago, duration, gibibytes, interactive, note, print_json, table
+from vllm_manager.errors import ManagerError
 from vllm_manager.paths import engines_dir
 
 LINE_EVERY = 15.0
@@ -147,5 +149,11 @@ def remove(name: str) -> None:
     """
     from vllm_manager.engines.find import remove as remove_engine
 
+    users = [status.name for status in all_statuses() if status.engine == name and status.phase.live]
+    if users:
+        raise ManagerError(
+            cause=f"engine {name} runs {', '.join(users)}",
+            hint=f"`vllm-manager down {' '.join(users)}` first",
+        )
     remove_engine(name, engines_dir())
     note(f"engine {name} is removed")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import click
 
 from vllm_manager import __version__
-from vllm_manager.cli.connect import control, explain_absence, offline_statuses
+from vllm_manager.cli.connect import all_statuses, control, explain_absence, offline_statuses
 from vllm_manager.cli.output import ago, gibibytes, note, phase_text, print_error, print_json, table
 from vllm_manager.errors import ManagerError, NoSupervisor, NotFound, from_payload
 from vllm_manager.near import near_names
@@ -92,15 +92,8 @@ def logs(name: str, follow: bool, lines: int | None) -> None:
         click.echo(redact(line, secrets))
 
 
-def _statuses() -> list[Status]:
-    try:
-        return control().statuses()
-    except NoSupervisor:
-        return offline_statuses()
-
-
 def _log_of(name: str) -> str:
-    statuses = {status.name: status for status in _statuses()}
+    statuses = {status.name: status for status in all_statuses()}
     if name not in statuses:
         raise NotFound(
             cause=f"there is no deployment named {name}",

@@ -146,7 +146,7 @@ def _classify(status: int, fault: Fault, deployment: str | None) -> tuple[type[C
     logs = f"`vllm-manager logs {deployment}` shows what it met" if deployment else None
     if status in (401, 403):
         if deployment:
-            return AuthenticationFailed, f"`vllm-manager restart {deployment}` makes it take its present key"
+            return AuthenticationFailed, f"`vllm-manager env {deployment}` prints the present key"
         return AuthenticationFailed, "pass the api_key that the other side was started with"
     if status == 404 and fault.structured:
         if fault.param == "model" or fault.code == "model_not_found" or _NO_MODEL.search(fault.message):
