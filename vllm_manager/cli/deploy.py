@@ -17,7 +17,7 @@ from vllm_manager.errors import ManagerError, NoSupervisor, StartFailed, WaitTim
 from vllm_manager.types import Phase, Status
 
 if TYPE_CHECKING:
-    from vllm_manager.manifest.load import Loaded
+    from vllm_manager.manifest.loaded import Loaded
 
 FILES = click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path))
 JSON = click.option("--json", "as_json", is_flag=True, help="Print data as JSON.")

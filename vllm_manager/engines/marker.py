@@ -57,6 +57,8 @@ def write(engine: InstalledEngine) -> None:
         "python_version": engine.python_version,
         "installed_at": engine.installed_at,
     }
+    # The marker says that all the rest is there, so after a power cut too it must not be there before it.
+    os.sync()
     temporary = engine.path / f".{MARKER}.new"
     with temporary.open("w", encoding="utf-8") as file:
         json.dump(values, file, indent=2)

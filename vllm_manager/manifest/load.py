@@ -1,7 +1,6 @@
 """From manifest files to deployments, with every problem located."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,36 +10,15 @@ from vllm_manager.errors import (
     ManifestConflictError,
     ManifestError,
     ManifestErrors,
-    ManifestFieldError,
 )
 from vllm_manager.manifest import flags, local_files, secrets
 from vllm_manager.manifest.explain import Problem, problems
+from vllm_manager.manifest.loaded import Loaded
 from vllm_manager.manifest.model import Deployment
 from vllm_manager.manifest.source import read_source
-from vllm_manager.manifest.yaml_nodes import Document, FieldPath, read
+from vllm_manager.manifest.yaml_nodes import Document, read
 
 _WILDCARDS = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared with, not listened on
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loaded:
-    """A manifest that holds.
-
-    Attributes:
-        deployment: What it declares.
-        source: The file, absolute.
-        document: Its text and tree, for errors found later.
-        literal_key: A key written into the manifest, where ``deployment.api_key`` is ``given``.
-    """
-
-    deployment: Deployment
-    source: Path
-    document: Document = field(repr=False)
-    literal_key: str | None = field(default=None, repr=False)
-
-    def error(self, path: FieldPath, cause: str, hint: str | None = None) -> ManifestFieldError:
-        """An error located at that field, such as ``("gpus", "count")``."""
-        return self.document.error(path, cause, hint)
 
 
 def load_manifest(path: Path) -> Loaded:

@@ -3,17 +3,14 @@
 import os
 import stat
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
+from vllm_manager.manifest.loaded import Loaded
 from vllm_manager.manifest.model import EnvRef, FileRef
-
-if TYPE_CHECKING:
-    from vllm_manager.manifest.load import Loaded
 
 _LENGTH_LIMIT = 4096
 
 
-def resolve_key(loaded: "Loaded", environ: Mapping[str, str]) -> str | None:
+def resolve_key(loaded: Loaded, environ: Mapping[str, str]) -> str | None:
     """The key that a manifest gives, or None where it is to be generated or there is none.
 
     Args:
