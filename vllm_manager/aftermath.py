@@ -3,6 +3,7 @@
 import asyncio
 import os
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from vllm_manager import proc
@@ -64,11 +65,8 @@ class Aftermath:
         """
         if not record.instance:
             return
-        shared = set(record.shared_memory)
-        pids: list[int] = []
-        if running is not None:
-            shared |= await asyncio.to_thread(running.shared_memory)
-            pids = list(await asyncio.to_thread(running.pids))
+        pids = await asyncio.to_thread(running.pids if running is not None else lambda: _left_of(record))
+        shared = await asyncio.to_thread(proc.shared_memory, pids) | set(record.shared_memory)
         stuck = await self._launcher.sweep(
             log=record.log, cwd=record.cwd, title=record.title, handle=record.handle
         )
@@ -85,7 +83,12 @@ class Aftermath:
         await self._ledger.release(record.instance)
 
 
-def _remove_files(record: InstanceRecord, shared: set[str]) -> None:
+def _left_of(record: InstanceRecord) -> list[int]:
+    marks = proc.Marks(session=None, log=record.log, cwd=record.cwd, title=record.title)
+    return [process.pid for process in proc.members(marks)]
+
+
+def _remove_files(record: InstanceRecord, shared: Collection[str]) -> None:
     for directory in {record.cwd, record.tmp}:
         shutil.rmtree(directory, ignore_errors=True)
     left = {path for path in shared if _ours(path)}

@@ -6,6 +6,7 @@ import os
 import random
 import secrets as random_secrets
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,7 +23,7 @@ from vllm_manager.manifest.model import Deployment
 from vllm_manager.near import near_names
 from vllm_manager.notifier import Notifier
 from vllm_manager.ports import choose
-from vllm_manager.store import DeploymentRecord, Secrets, Store
+from vllm_manager.store import DeploymentRecord, InstanceRecord, Secrets, Store
 from vllm_manager.supervisor import Services, Supervisor
 from vllm_manager.types import Device, Engine, GpuInventory, Phase, Status
 
@@ -78,6 +79,8 @@ class Manager:
         self._engines_dir = engines_dir
         self._supervisors: dict[str, Supervisor] = {}
         self._locks: dict[str, asyncio.Lock] = {}
+        self._unclaimed: dict[str, InstanceRecord] = {}  # instances whose deployment's record was damaged
+        self._finishing: list[asyncio.Task[None]] = []
         self.changed = Notifier()
         self.ledger = GpuLedger(read_gpus, default_max_starts())
         self._services = Services(
@@ -110,9 +113,9 @@ class Manager:
             )
         for name, supervisor in self._supervisors.items():
             await supervisor.adopt(wanted=deployments[name].wanted)
-            # The record of a first start may have been lost with the supervisor.
-            if deployments[name].wanted and name not in instances:
-                supervisor.start()
+            if not deployments[name].wanted:
+                self._finishing.append(asyncio.create_task(self.down(name), name=f"{name}: down"))
+        self._unclaimed = {name: i for name, i in instances.items() if name not in self._supervisors}
         self._publish()
 
     async def close(self, *, stop: bool, now: asyncio.Event | None = None) -> None:
@@ -174,6 +177,10 @@ class Manager:
             wanted_key = self._key_for(deployment, api_key, stored)
             secrets = Secrets(api_key=wanted_key, environment=inherited(environment))
             known = self._supervisors.get(name)
+            if (left := self._unclaimed.pop(name, None)) is not None:
+                lost = Supervisor(self._services, deployment, source, stored, left)
+                await lost.adopt(wanted=False)
+                await self._end(lost)
             if known is not None and known.phase is Phase.STOPPING:
                 # A `down` is under way, whose end forgets what it stopped: this is a new beginning.
                 await self._end(known)
@@ -212,8 +219,13 @@ class Manager:
 
     def _save(self, deployment: Deployment, source: str, secrets: Secrets) -> None:
         self._store.save_secrets(deployment.name, secrets)
+        self._save_deployment(deployment, source, wanted=True)
+
+    def _save_deployment(self, deployment: Deployment, source: str, *, wanted: bool) -> None:
         self._store.save_deployment(
-            DeploymentRecord(name=deployment.name, manifest=deployment.to_json(), source=source)
+            DeploymentRecord(
+                name=deployment.name, manifest=deployment.to_json(), source=source, wanted=wanted
+            )
         )
 
     async def down(self, name: str, *, now: bool = False) -> None:
@@ -224,6 +236,10 @@ class Manager:
             ManagerError: A process of it can't be ended.
         """
         supervisor = self._find(name)
+        # Should this supervisor end before the instance, the next one goes on. A full disk is no reason to
+        # let anything run.
+        with suppress(StateUnwritable):
+            self._save_deployment(supervisor.deployment, supervisor.source, wanted=False)
         # Stopping needn't wait for an `up` of the same name that is still stopping the old one.
         await self._end(supervisor, now=now)
         async with self._locks.setdefault(name, asyncio.Lock()):

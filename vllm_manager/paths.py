@@ -58,8 +58,17 @@ def engines_dir() -> Path:
 
 
 def socket_path() -> Path:
-    """The control socket: ``$VLLM_MANAGER_SOCKET``, else ``control.sock`` in the runtime directory."""
+    """The control socket: ``$VLLM_MANAGER_SOCKET``, else ``control.sock`` in the runtime directory.
+
+    Raises:
+        ControlError: The configured path is longer than a socket's may be.
+    """
     if configured := _first("VLLM_MANAGER_SOCKET"):
+        if len(os.fsencode(configured)) > SOCKET_PATH_LIMIT:
+            raise ControlError(
+                cause=f"the path of the control socket is too long: {configured}",
+                hint=f"set VLLM_MANAGER_SOCKET to one of at most {SOCKET_PATH_LIMIT} bytes",
+            )
         return configured
     directory = _first("RUNTIME_DIRECTORY")
     if directory is None and os.environ.get("XDG_RUNTIME_DIR", "").startswith("/"):

@@ -58,7 +58,6 @@ class StartupWatch:
         self._deployment = deployment
         self._running = running
         self._log = LogTail(log)
-        self._log_path = log
         self._port = port
         self._clock = clock
         self._on_step = on_step
@@ -133,7 +132,6 @@ class StartupWatch:
             raise StartFailed(
                 cause=f"it serves {', '.join(models.names) or 'nothing'}, not {', '.join(missing)}",
                 hint="check `served_model_name` and `args` in the manifest",
-                log_path=self._log_path,
             )
         return models
 
@@ -144,7 +142,6 @@ class StartupWatch:
             hint="stop that program, or leave `port` out to get a free one",
             port=self._port,
             owner=holder,
-            log_path=self._log_path,
         )
 
     def _at(self) -> str:
@@ -157,13 +154,11 @@ class StartupWatch:
             raise StartFailed(
                 cause=f"vLLM says that it is up, but nothing answers on port {self._port}",
                 hint="another program may have held the port for a moment; the next start looks again",
-                log_path=self._log_path,
             )
         if self.elapsed() > readiness.timeout:
             raise StartupTimeout(
                 cause=f"it wasn't ready after {readiness.timeout:g} s (it was at: {self._at()})",
                 hint="raise `readiness: {timeout: …}` if the model needs longer; the log shows where it was",
-                log_path=self._log_path,
             )
         if now - self._bytes_looked_at >= READ_EVERY:
             self._bytes_looked_at = now
@@ -176,5 +171,4 @@ class StartupWatch:
                 cause=f"no sign of progress for {readiness.stall:g} s (it was at: {self._at()})",
                 hint="a hung start often means NCCL or a GPU driver; if it is only slow, raise "
                 "`readiness: {stall: …}`",
-                log_path=self._log_path,
             )

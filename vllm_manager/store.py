@@ -42,7 +42,7 @@ class DeploymentRecord:
     Attributes:
         manifest: ``Deployment.to_json()``.
         source: The manifest's path, for messages.
-        wanted: False after ``stop``.
+        wanted: False once ``down`` was asked for: the next supervisor finishes it.
     """
 
     name: str
@@ -162,6 +162,11 @@ def read_secrets(state_dir: Path, deployment: str) -> Secrets | None:
         ) from error
 
 
+def read_instances(state_dir: Path) -> dict[str, InstanceRecord]:
+    """The instance records that can be read, by deployment; changes nothing, so it needs no lock."""
+    return _load(state_dir / "instances", InstanceRecord)[0]
+
+
 class Store:
     """The state directory of one supervisor. Blocking: its files are small and local."""
 
@@ -247,14 +252,8 @@ class Store:
     # --- files
 
     def _load_all(self, kind: str, cls: type[T]) -> tuple[dict[str, T], list[StateCorrupt]]:
-        records: dict[str, T] = {}
-        damaged: list[StateCorrupt] = []
-        for path in sorted((self.root / kind).glob("*.json")):
-            try:
-                records[path.stem] = decode(cls, json.loads(path.read_bytes()))
-            except (OSError, ValueError) as error:
-                damaged.append(_quarantine(path, error))
-        return records, damaged
+        records, damaged = _load(self.root / kind, cls)
+        return records, [_quarantine(path, error) for path, error in damaged]
 
     def _write(self, path: Path, data: Any, *, sync: bool = True) -> None:
         # endpoints.json is derived and rewritten at every start, so it needn't survive a power cut.
@@ -274,6 +273,19 @@ class Store:
                 with suppress(OSError):
                     os.unlink(temporary)
             raise _unwritable(path, error) from error
+
+
+def _load(directory: Path, cls: type[T]) -> tuple[dict[str, T], list[tuple[Path, Exception]]]:
+    records: dict[str, T] = {}
+    damaged: list[tuple[Path, Exception]] = []
+    for path in sorted(directory.glob("*.json")):
+        try:
+            records[path.stem] = decode(cls, json.loads(path.read_bytes()))
+        except FileNotFoundError:  # forgotten meanwhile
+            continue
+        except (OSError, ValueError) as error:
+            damaged.append((path, error))
+    return records, damaged
 
 
 def _sync_directory(path: Path) -> None:

@@ -21,6 +21,7 @@ from vllm_manager.errors import (
     InstanceGone,
     ManagerError,
     ModelNotFound,
+    StartFailed,
     StateUnwritable,
     from_payload,
 )
@@ -28,6 +29,7 @@ from vllm_manager.launchers.base import Death, Launcher, Running
 from vllm_manager.launchers.process import title_prefix
 from vllm_manager.ledger import GpuLedger
 from vllm_manager.lifecycle import Effect, Event
+from vllm_manager.logs import last_lines
 from vllm_manager.manifest.model import Deployment
 from vllm_manager.notifier import Notifier
 from vllm_manager.paths import fallback_dir
@@ -42,6 +44,9 @@ log = logging.getLogger(__name__)
 
 LOOK_AGAIN = 30.0
 """Seconds between two looks at which processes and shared memory a ready instance has."""
+
+TAIL = 10
+"""Lines of the log that go with a failed start."""
 
 TMP_LIMIT = 65
 """Bytes; vLLM appends a slash and a UUID for its unix sockets, whose paths end at 107 bytes."""
@@ -110,6 +115,19 @@ class Supervisor:
             title="",
         )
 
+    def _record_of(self, identifier: str) -> InstanceRecord:
+        store, instance = self._services.store, f"{self.deployment.name}-{identifier}"
+        cwd = str(store.root / "run" / identifier)
+        return replace(
+            self._blank_record(),
+            instance=instance,
+            cwd=cwd,
+            # The state directory outlives a logout, unlike XDG_RUNTIME_DIR; /tmp only where it is too long.
+            tmp=cwd if len(os.fsencode(cwd)) <= TMP_LIMIT else str(fallback_dir() / identifier),
+            log=str(store.log_path(instance)),
+            title=title_prefix(instance),
+        )
+
     # --- what is asked of it
 
     @property
@@ -159,13 +177,25 @@ class Supervisor:
             wanted: Whether it should be running.
         """
         record = self._record
+        if not record.instance:
+            await self._clear_unrecorded()
         if record.phase.live:
             await self._take_over(record)
         elif wanted and record.phase in (Phase.PENDING, Phase.BACKOFF):
             self._enter(Phase.PENDING)
             self._perform(Effect.PLACE)
+        elif wanted and record.phase is Phase.STOPPED:
+            # By the end of the last supervisor, which is no `down`; or the record of its start was lost.
+            self._on(Event.START)
         if not wanted:
             self._on(Event.STOP)
+
+    async def _clear_unrecorded(self) -> None:
+        # The record was lost or damaged. Each instance has a log that is named after it, and by that and its
+        # other marks whatever runs is found and ended, so that nothing runs twice.
+        aftermath = Aftermath(self._services.launcher, self._services.ledger, self._services.clock)
+        for path in self._services.store.logs_of(self.deployment.name):
+            await aftermath.clear(self._record_of(path.stem.rpartition("-")[2]), None)
 
     async def _take_over(self, record: InstanceRecord) -> None:
         services = self._services
@@ -187,8 +217,8 @@ class Supervisor:
         log.info("%s: taken over in phase %s, pid %s", record.instance, record.phase, self._running.pid)
         self._watch_for_death()
         if starting:
-            # A warm-up that was under way is simply made again.
-            self._enter(Phase.LOADING if record.phase is Phase.WARMING else record.phase)
+            if record.phase is Phase.WARMING:
+                self._enter(Phase.LOADING)  # the warm-up that was under way is simply made again
             self._perform(Effect.SPAWN)
         elif record.phase is Phase.READY:
             self._perform(Effect.WATCH)
@@ -283,6 +313,9 @@ class Supervisor:
             self._on(event)
 
     def _fail(self, effect: Effect, error: ManagerError) -> Event:
+        if isinstance(error, StartFailed) and effect in (Effect.SPAWN, Effect.WARM_UP):
+            tail = error.log_tail or tuple(last_lines(self._record.log, TAIL))
+            error = replace(error, deployment=self.deployment.name, log_tail=tail, log_path=self._record.log)
         self._error = error
         if effect in (Effect.SWEEP, Effect.END):
             self._record = replace(self._record, error=error.payload())
@@ -296,8 +329,8 @@ class Supervisor:
         self._error = self._death = None
         _check_model(deployment)
         engine = await asyncio.to_thread(services.resolve_engine, deployment)
-        identifier = random_secrets.token_hex(4)
-        instance = f"{deployment.name}-{identifier}"
+        fresh = self._record_of(random_secrets.token_hex(4))
+        instance = fresh.instance
         placement = await services.ledger.reserve(instance, deployment.name, deployment.request)
         try:
             port = ports.choose(
@@ -306,17 +339,9 @@ class Supervisor:
         except ManagerError:
             await services.ledger.release(instance)
             raise
-        cwd = str(services.store.root / "run" / identifier)
-        # The state directory outlives a logout, unlike XDG_RUNTIME_DIR; /tmp only where it is too long.
-        tmp = cwd if len(os.fsencode(cwd)) <= TMP_LIMIT else str(fallback_dir() / identifier)
         self._record = replace(
-            self._blank_record(),
-            instance=instance,
+            fresh,
             port=port,
-            cwd=cwd,
-            tmp=tmp,
-            log=str(services.store.log_path(instance)),
-            title=title_prefix(instance),
             engine=engine,
             placement=placement,
             phase=Phase.PENDING,

@@ -1,6 +1,5 @@
 """The command line: results go to stdout, all else to stderr; heavy imports wait until they are needed."""
 
-import os
 import sys
 from typing import NoReturn
 
@@ -29,8 +28,7 @@ def main() -> NoReturn:
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         sys.exit(130)
-    except BrokenPipeError:
-        # Whoever read our output has seen enough (`… | head`); the interpreter must not complain at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except SystemExit:
+        # Only click itself exits in here, on a broken pipe: whoever read our output has seen enough.
         sys.exit(0)
     sys.exit(code if isinstance(code, int) else 0)

@@ -7,7 +7,7 @@ from vllm_manager.control.client import ControlClient
 from vllm_manager.errors import NoSupervisor, NotFound
 from vllm_manager.near import near_names
 from vllm_manager.paths import socket_path, state_dir
-from vllm_manager.store import InstanceRecord, Store, read_endpoints
+from vllm_manager.store import InstanceRecord, read_endpoints, read_instances
 from vllm_manager.types import Endpoint, Phase, Status
 
 
@@ -26,7 +26,7 @@ def all_statuses() -> list[Status]:
 
 def records() -> dict[str, InstanceRecord]:
     """What the last supervisor recorded of the instances; for use while none runs."""
-    return Store(state_dir()).instances()[0] if state_dir().is_dir() else {}
+    return read_instances(state_dir())
 
 
 def lives(record: InstanceRecord) -> bool:

@@ -104,8 +104,7 @@ class ProcessLauncher:
     async def sweep(self, *, log: str, cwd: str, title: str, handle: Handle | None) -> tuple[int, ...]:
         """Kill whatever carries a mark of the instance, until nothing does or 10 s have passed."""
         marks = proc.Marks(session=None, log=log, cwd=cwd, title=title)
-        # A session id is a pid: it means nothing after a reboot or in another namespace.
-        if handle is not None and _same_world(handle):
+        if handle is not None and _session_is_ours(handle):
             marks = _marks(handle)
         deadline = asyncio.get_running_loop().time() + SWEEP_TIMEOUT
         while left := await asyncio.to_thread(proc.members, marks):
@@ -135,9 +134,14 @@ def _marks(handle: Handle) -> proc.Marks:
     return proc.Marks(session=int(data["pid"]), log=data["log"], cwd=data["cwd"], title=data["title"])
 
 
-def _same_world(handle: Handle) -> bool:
+def _session_is_ours(handle: Handle) -> bool:
+    # A session id is a pid: it means nothing after a reboot or in another namespace, and once the session is
+    # empty it may be given to a stranger, who leads a session of that number then.
     data = handle.data
-    return bool(data["boot_id"] == proc.boot_id() and data["pid_namespace"] == proc.pid_namespace())
+    if data["boot_id"] != proc.boot_id() or data["pid_namespace"] != proc.pid_namespace():
+        return False
+    leader = proc.stat(int(data["pid"]))
+    return leader is None or leader.start_time == data["start_time"]
 
 
 class ProcessInstance:
