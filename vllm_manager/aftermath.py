@@ -3,7 +3,6 @@
 import asyncio
 import os
 import shutil
-from collections.abc import Collection
 from pathlib import Path
 
 from vllm_manager import proc
@@ -66,17 +65,16 @@ class Aftermath:
         if not record.instance:
             return
         pids = await asyncio.to_thread(running.pids if running is not None else lambda: _left_of(record))
-        shared = await asyncio.to_thread(proc.shared_memory, pids) | set(record.shared_memory)
-        stuck = await self._launcher.sweep(
+        swept = await self._launcher.sweep(
             log=record.log, cwd=record.cwd, title=record.title, handle=record.handle
         )
-        if stuck:
+        if swept.stuck:
             raise ManagerError(
-                cause=f"process {', '.join(map(str, stuck))} can't be ended, not even by SIGKILL",
+                cause=f"process {', '.join(map(str, swept.stuck))} can't be ended, not even by SIGKILL",
                 hint="it is stuck in the kernel, often in a GPU driver: reset the GPU or reboot; until then "
                 "its GPUs stay reserved",
             )
-        await asyncio.to_thread(_remove_files, record, shared)
+        await asyncio.to_thread(_remove_files, record, swept.shared_memory.union(record.shared_memory))
         deadline = self._clock.monotonic() + VACATED_WITHIN
         while not await self._ledger.vacated(record.placement, pids) and self._clock.monotonic() < deadline:
             await self._clock.sleep(0.2)
@@ -88,7 +86,7 @@ def _left_of(record: InstanceRecord) -> list[int]:
     return [process.pid for process in proc.members(marks)]
 
 
-def _remove_files(record: InstanceRecord, shared: Collection[str]) -> None:
+def _remove_files(record: InstanceRecord, shared: frozenset[str]) -> None:
     for directory in {record.cwd, record.tmp}:
         shutil.rmtree(directory, ignore_errors=True)
     left = {path for path in shared if _ours(path)}

@@ -18,6 +18,10 @@ DRAIN_POLL = 0.2
 GRACE = 30.0
 """Seconds from SIGTERM to SIGKILL."""
 
+ENGINE_GONE = 3.0
+"""Seconds that the main process has once its engine is dead: with a stream under way it can wait for that
+stream's client for ever (measured, 0.32), and has nothing more to say to it."""
+
 START_UP_GRACE = 10.0
 """The same for an instance that isn't up yet, which has no request to finish."""
 
@@ -40,16 +44,23 @@ async def end(running: Running, probe: HttpProbe, *, was_ready: bool, clock: Clo
             # Its own gauges are the only count of requests that arrive past us.
             while await probe.requests_running() and clock.monotonic() < deadline:
                 await clock.sleep(DRAIN_POLL)
-    death = asyncio.create_task(_death(running))
-    try:
+    for seconds in [GRACE] if was_ready else [SECOND_SIGTERM, START_UP_GRACE - SECOND_SIGTERM]:
         running.terminate()
-        for seconds in [GRACE] if was_ready else [SECOND_SIGTERM, START_UP_GRACE - SECOND_SIGTERM]:
-            done, _ = await asyncio.wait({death}, timeout=seconds)
-            if done:
-                return
-            running.terminate()
+        if await _ended(running, seconds):
+            return
+
+
+async def _ended(running: Running, seconds: float) -> bool:
+    ended = asyncio.create_task(running.ended())
+    died = asyncio.create_task(_death(running))
+    try:
+        await asyncio.wait({ended, died}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if died.done() and not ended.done():
+            await asyncio.wait({ended}, timeout=ENGINE_GONE)
+        return died.done()
     finally:
-        death.cancel()
+        ended.cancel()
+        died.cancel()
 
 
 async def _death(running: Running) -> None:

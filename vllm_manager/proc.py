@@ -30,7 +30,8 @@ class ProcessStat:
     """One process, from /proc/PID/stat.
 
     Attributes:
-        state: ``R``, ``S``, ``D``, ``Z``, …
+        state: ``R``, ``S``, ``D``, ``Z``, … of its main thread.
+        threads: How many there are; a zombie with more than one is still being taken apart.
         start_time: Clock ticks after boot; with the pid and the boot id it names one process for good.
     """
 
@@ -40,11 +41,15 @@ class ProcessStat:
     parent: int
     session: int
     start_time: int
+    threads: int
 
     @property
     def dead(self) -> bool:
-        """A zombie only waits for its parent to look: it holds no memory, socket or GPU."""
-        return self.state in "ZX"
+        """A zombie only waits for its parent to look: it holds no memory, socket or GPU.
+
+        Unless only its first thread has ended: the others, one stuck in a driver say, still hold all that.
+        """
+        return self.state in "ZX" and self.threads <= 1
 
 
 def stat(pid: int) -> ProcessStat | None:
@@ -63,6 +68,7 @@ def stat(pid: int) -> ProcessStat | None:
         parent=int(values[1]),
         session=int(values[3]),
         start_time=int(values[19]),
+        threads=int(values[17]),
     )
 
 

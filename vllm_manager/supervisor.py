@@ -97,6 +97,7 @@ class Supervisor:
         self._supported_tasks: tuple[str, ...] = ()
         self._hurry = asyncio.Event()
         self._delay = 0.0
+        self._start_again = False
         # Restart times on the monotonic clock; the record keeps them on the wall clock, for the next boot.
         now, wall = services.clock.monotonic(), services.clock.wall()
         self._restarts = [now - (wall - at) for at in self._record.restarts_at]
@@ -188,6 +189,12 @@ class Supervisor:
             # By the end of the last supervisor, which is no `down`; or the record of its start was lost.
             self._on(Event.START)
         if not wanted:
+            self._on(Event.STOP)
+        elif record.phase is Phase.STOPPING or (
+            record.phase.live and record.fingerprint != self.deployment.fingerprint
+        ):
+            # The last supervisor ended while it was ending itself, or acting on a changed manifest.
+            self._start_again = True
             self._on(Event.STOP)
 
     async def _clear_unrecorded(self) -> None:
@@ -502,8 +509,10 @@ class Supervisor:
         self._record = replace(self._record, retry_at=None)
         return Event.DUE
 
-    async def _rest(self) -> None:
+    async def _rest(self) -> Event | None:
         self._prune_logs()
+        again, self._start_again = self._start_again, False
+        return Event.START if again else None
 
     # --- helpers
 

@@ -41,11 +41,14 @@ def unprivileged() -> list[str]:
 
 
 def alive(pid: int) -> bool:
-    """Whether the process is there and no zombie."""
+    """Whether anything of the process is there but the zombie that its parent has to look at."""
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
         return False
+    # With its first thread gone and others still ending it looks like a zombie, and holds all its files.
+    state, threads = fields[0], int(fields[17])
+    return state not in "ZX" or threads > 1
 
 
 def listening(port: int) -> bool:
@@ -222,6 +225,8 @@ class Box:
 
         def answers() -> bool:
             assert started.process.poll() is None, started.err
+            if self.supervisor_pid() != started.pid:
+                return False
             with socket.socket(socket.AF_UNIX) as connection:  # a killed one leaves its socket file
                 return connection.connect_ex(str(self.socket)) == 0
 

@@ -148,6 +148,23 @@ def test_a_stop_is_finished(box: Box) -> None:
     assert supervisor.process.poll() is None
 
 
+def test_a_change_is_finished(box: Box) -> None:
+    """Killed between taking note of a changed manifest and ending what ran by the old one."""
+    knobs = {"stall_at": "http", "ignore_sigterm": True}
+    box.run("up", "-d", box.manifest(fake=knobs))
+    box.wait_for_phase("loading")
+    old = box.tree()["main"]
+    up = box.start("up", "-d", box.manifest(aliases=["second"]))
+    box.wait_for_phase("stopping")
+    box.kill_supervisor()
+    assert up.wait() == 5
+    box.serve()
+    os.kill(old, signal.SIGKILL)  # the grace period is long
+    box.run("wait", "tiny")
+    assert box.endpoints()["tiny"]["names"] == ["tiny", "second"]
+    assert not alive(old)
+
+
 # --- several, signals, socket ------------------------------------------------------------------------
 
 

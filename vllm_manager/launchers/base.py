@@ -22,6 +22,19 @@ class Death:
     exit_status: int | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Swept:
+    """What a sweep came to.
+
+    Attributes:
+        stuck: The pids that could not be ended (stuck in the kernel).
+        shared_memory: Files outside the private directories that the ended processes used.
+    """
+
+    stuck: tuple[int, ...] = ()
+    shared_memory: frozenset[str] = frozenset()
+
+
 class Running(Protocol):
     """A running instance, launched here or taken over."""
 
@@ -32,6 +45,10 @@ class Running(Protocol):
 
     async def died(self) -> Death:
         """Wait for the first death of a process of the engine."""
+        ...
+
+    async def ended(self) -> None:
+        """Wait for the end of its main process."""
         ...
 
     async def watch_engine(self) -> None:
@@ -80,10 +97,6 @@ class Launcher(Protocol):
         """
         ...
 
-    async def sweep(self, *, log: str, cwd: str, title: str, handle: Handle | None) -> tuple[int, ...]:
-        """End every process that carries a mark of the instance, with SIGKILL.
-
-        Returns:
-            The pids that could not be ended (stuck in the kernel).
-        """
+    async def sweep(self, *, log: str, cwd: str, title: str, handle: Handle | None) -> Swept:
+        """End every process that carries a mark of the instance, with SIGKILL."""
         ...

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vllm_manager import proc
 from vllm_manager.errors import ExecutableNotFound, IdentityMismatch, InstanceGone, SpawnFailed
-from vllm_manager.launchers.base import Death
+from vllm_manager.launchers.base import Death, Swept
 from vllm_manager.types import Handle, LaunchSpec
 
 VERSION = 1
@@ -101,22 +101,23 @@ class ProcessLauncher:
         pidfd = proc.open_pidfd(pid, int(data["start_time"]))
         return ProcessInstance(pid, pidfd, _marks(handle), self._reap)
 
-    async def sweep(self, *, log: str, cwd: str, title: str, handle: Handle | None) -> tuple[int, ...]:
+    async def sweep(self, *, log: str, cwd: str, title: str, handle: Handle | None) -> Swept:
         """Kill whatever carries a mark of the instance, until nothing does or 10 s have passed."""
         marks = proc.Marks(session=None, log=log, cwd=cwd, title=title)
         if handle is not None and _session_is_ours(handle):
             marks = _marks(handle)
+        shared: frozenset[str] = frozenset()
         deadline = asyncio.get_running_loop().time() + SWEEP_TIMEOUT
         while left := await asyncio.to_thread(proc.members, marks):
             if asyncio.get_running_loop().time() >= deadline:
-                return tuple(process.pid for process in left)
+                return Swept(stuck=tuple(process.pid for process in left), shared_memory=shared)
+            shared |= await asyncio.to_thread(_kill, left)
             for process in left:
-                proc.send_signal(process, signal.SIGKILL)
                 self._reap(process.pid)
             await asyncio.sleep(SWEEP_POLL)
         if handle is not None:
             self._reap(int(handle.data["pid"]))
-        return ()
+        return Swept(shared_memory=shared)
 
     def _reap(self, pid: int) -> int | None:
         child = self._children.get(pid)
@@ -126,6 +127,16 @@ class ProcessLauncher:
         if status is not None:
             del self._children[pid]
         return status
+
+
+def _kill(processes: Sequence[proc.ProcessStat]) -> frozenset[str]:
+    # Stopped before it is looked at: what still ran could create files that nobody knows of after its end.
+    for process in processes:
+        proc.send_signal(process, signal.SIGSTOP)
+    shared = proc.shared_memory(process.pid for process in processes)
+    for process in processes:
+        proc.send_signal(process, signal.SIGKILL)
+    return shared
 
 
 def _marks(handle: Handle) -> proc.Marks:
@@ -158,8 +169,11 @@ class ProcessInstance:
         self._leader = pidfd
         self._marks = marks
         self._reap = reap
-        self._watched: dict[int, tuple[int, str]] = {pidfd: (pid, "vllm")}
-        self._death: asyncio.Future[Death] | None = None
+        self._watched: dict[int, tuple[int, str]] = {}
+        self._loop = asyncio.get_running_loop()
+        self._death: asyncio.Future[Death] = self._loop.create_future()
+        self._end: asyncio.Future[None] = self._loop.create_future()
+        self._watch(pidfd, pid, "vllm")
 
     @property
     def pid(self) -> int:
@@ -168,20 +182,24 @@ class ProcessInstance:
 
     async def died(self) -> Death:
         """Wait for the first death of the main process or of a watched one."""
-        if self._death is None:
-            self._death = asyncio.get_running_loop().create_future()
-            for pidfd in self._watched:
-                self._listen(pidfd)
         return await asyncio.shield(self._death)
 
-    def _listen(self, pidfd: int) -> None:
-        asyncio.get_running_loop().add_reader(pidfd, self._on_death, pidfd)
+    async def ended(self) -> None:
+        """Wait for the end of the main process."""
+        await asyncio.shield(self._end)
+
+    def _watch(self, pidfd: int, pid: int, who: str) -> None:
+        self._watched[pidfd] = (pid, who)
+        self._loop.add_reader(pidfd, self._on_death, pidfd)
 
     def _on_death(self, pidfd: int) -> None:
         pid, who = self._watched[pidfd]
-        asyncio.get_running_loop().remove_reader(pidfd)
-        status = self._reap(pid) if pid == self._pid else None
-        if self._death is not None and not self._death.done():
+        self._loop.remove_reader(pidfd)
+        status = None
+        if pid == self._pid:
+            status = self._reap(pid)
+            self._end.set_result(None)
+        if not self._death.done():
             self._death.set_result(Death(who=who, pid=pid, exit_status=status))
 
     async def watch_engine(self) -> None:
@@ -196,9 +214,7 @@ class ProcessInstance:
                 continue
             with suppress(InstanceGone, IdentityMismatch):
                 pidfd = proc.open_pidfd(process.pid, process.start_time)
-                self._watched[pidfd] = (process.pid, name.rpartition("::")[2])
-                if self._death is not None:
-                    self._listen(pidfd)
+                self._watch(pidfd, process.pid, name.rpartition("::")[2])
 
     def pids(self) -> Sequence[int]:
         """All living processes with one of its marks."""
@@ -221,9 +237,8 @@ class ProcessInstance:
     def close(self) -> None:
         """Close the pidfds."""
         for pidfd in self._watched:
-            with suppress(RuntimeError):  # no loop is running any more
-                asyncio.get_running_loop().remove_reader(pidfd)
+            self._loop.remove_reader(pidfd)
             os.close(pidfd)
         self._watched = {}
-        if self._death is not None:
-            self._death.cancel()
+        self._death.cancel()
+        self._end.cancel()
