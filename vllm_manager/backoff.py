@@ -2,6 +2,9 @@
 
 import random
 from dataclasses import dataclass
+from typing import Self
+
+from vllm_manager.manifest.model import RestartSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +26,18 @@ class RestartPolicy:
     max_failed_starts: int = 5
     max_restarts: int = 10
     window: float = 1800.0
+
+    @classmethod
+    def of(cls, spec: RestartSpec) -> Self:
+        """The policy that a manifest asks for."""
+        return cls(
+            enabled=spec.policy != "never",
+            initial=spec.backoff_initial,
+            maximum=spec.backoff_max,
+            max_failed_starts=spec.max_failed_starts,
+            max_restarts=spec.max_restarts,
+            window=spec.within,
+        )
 
 
 RESET_AFTER = 600.0

@@ -29,7 +29,9 @@ SECOND_SIGTERM = 2.0
 """vLLM swallows the first SIGTERM during engine start-up (measured, 0.32); the second follows after this."""
 
 
-async def end(running: Running, probe: HttpProbe, *, was_ready: bool, clock: Clock) -> None:
+async def end(
+    running: Running, probe: HttpProbe, was_ready: bool, clock: Clock, hurry: asyncio.Event
+) -> None:
     """Return when the instance's main process has ended, or its time is over.
 
     Args:
@@ -37,7 +39,20 @@ async def end(running: Running, probe: HttpProbe, *, was_ready: bool, clock: Clo
         probe: Not opened yet.
         was_ready: Whether it may have requests under way.
         clock: Time.
+        hurry: Once set, its time is over at once.
     """
+    parting = asyncio.create_task(_part(running, probe, was_ready, clock))
+    hurried = asyncio.create_task(hurry.wait())
+    try:
+        await asyncio.wait({parting, hurried}, return_when=asyncio.FIRST_COMPLETED)
+        if parting.done():
+            parting.result()
+    finally:
+        parting.cancel()
+        hurried.cancel()
+
+
+async def _part(running: Running, probe: HttpProbe, was_ready: bool, clock: Clock) -> None:
     if was_ready:
         async with probe:
             deadline = clock.monotonic() + DRAIN

@@ -26,14 +26,13 @@ from vllm_manager.errors import (
     from_payload,
 )
 from vllm_manager.launchers.base import Death, Launcher, Running
-from vllm_manager.launchers.process import title_prefix
 from vllm_manager.ledger import GpuLedger
 from vllm_manager.lifecycle import Effect, Event
 from vllm_manager.logs import last_lines
 from vllm_manager.manifest.model import Deployment
 from vllm_manager.notifier import Notifier
-from vllm_manager.paths import fallback_dir
 from vllm_manager.probes import HttpProbe
+from vllm_manager.records import blank_record, new_record
 from vllm_manager.redact import redact_error
 from vllm_manager.startup_watch import StartupWatch
 from vllm_manager.status import endpoint_of, root_url, status_of
@@ -47,9 +46,6 @@ LOOK_AGAIN = 30.0
 
 TAIL = 10
 """Lines of the log that go with a failed start."""
-
-TMP_LIMIT = 65
-"""Bytes; vLLM appends a slash and a UUID for its unix sockets, whose paths end at 107 bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +83,7 @@ class Supervisor:
         self.deployment = deployment
         self.source = source
         self.secrets = secrets
-        self._record = record or self._blank_record()
+        self._record = record or blank_record(deployment)
         self._changed = Notifier()
         self._work: asyncio.Task[None] | None = None
         self._death_watch: asyncio.Task[None] | None = None
@@ -101,33 +97,6 @@ class Supervisor:
         # Restart times on the monotonic clock; the record keeps them on the wall clock, for the next boot.
         now, wall = services.clock.monotonic(), services.clock.wall()
         self._restarts = [now - (wall - at) for at in self._record.restarts_at]
-
-    def _blank_record(self) -> InstanceRecord:
-        return InstanceRecord(
-            instance="",
-            deployment=self.deployment.name,
-            fingerprint=self.deployment.fingerprint,
-            phase=Phase.STOPPED,
-            host=self.deployment.host,
-            port=self.deployment.port or 0,
-            cwd="",
-            tmp="",
-            log="",
-            title="",
-        )
-
-    def _record_of(self, identifier: str) -> InstanceRecord:
-        store, instance = self._services.store, f"{self.deployment.name}-{identifier}"
-        cwd = str(store.root / "run" / identifier)
-        return replace(
-            self._blank_record(),
-            instance=instance,
-            cwd=cwd,
-            # The state directory outlives a logout, unlike XDG_RUNTIME_DIR; /tmp only where it is too long.
-            tmp=cwd if len(os.fsencode(cwd)) <= TMP_LIMIT else str(fallback_dir() / identifier),
-            log=str(store.log_path(instance)),
-            title=title_prefix(instance),
-        )
 
     # --- what is asked of it
 
@@ -202,7 +171,9 @@ class Supervisor:
         # other marks whatever runs is found and ended, so that nothing runs twice.
         aftermath = Aftermath(self._services.launcher, self._services.ledger, self._services.clock)
         for path in self._services.store.logs_of(self.deployment.name):
-            await aftermath.clear(self._record_of(path.stem.rpartition("-")[2]), None)
+            await aftermath.clear(
+                new_record(self.deployment, self._services.store, path.stem.rpartition("-")[2]), None
+            )
 
     async def _take_over(self, record: InstanceRecord) -> None:
         services = self._services
@@ -336,7 +307,7 @@ class Supervisor:
         self._error = self._death = None
         _check_model(deployment)
         engine = await asyncio.to_thread(services.resolve_engine, deployment)
-        fresh = self._record_of(random_secrets.token_hex(4))
+        fresh = new_record(deployment, services.store, random_secrets.token_hex(4))
         instance = fresh.instance
         placement = await services.ledger.reserve(instance, deployment.name, deployment.request)
         try:
@@ -452,7 +423,7 @@ class Supervisor:
         self._notify()
         await self._clear()
         decision = backoff.decide(
-            self._restart_policy(),
+            backoff.RestartPolicy.of(self.deployment.restart),
             failed_starts=failed_starts,
             restarts=tuple(self._restarts),
             now=now,
@@ -468,21 +439,9 @@ class Supervisor:
 
     async def _end(self) -> Event:
         running = self._running
-        if running is not None and not self._hurry.is_set():
-            hurry = asyncio.create_task(self._hurry.wait())
-            parting = asyncio.create_task(
-                farewell.end(
-                    running,
-                    self._probe(),
-                    was_ready=self._record.ready_at is not None,
-                    clock=self._services.clock,
-                )
-            )
-            try:
-                await asyncio.wait({hurry, parting}, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                hurry.cancel()
-                parting.cancel()
+        if running is not None:
+            was_ready = self._record.ready_at is not None
+            await farewell.end(running, self._probe(), was_ready, self._services.clock, self._hurry)
         await self._clear()
         self._record = replace(self._record, error=None)
         return Event.SWEPT
@@ -515,17 +474,6 @@ class Supervisor:
         return Event.START if again else None
 
     # --- helpers
-
-    def _restart_policy(self) -> backoff.RestartPolicy:
-        spec = self.deployment.restart
-        return backoff.RestartPolicy(
-            enabled=spec.policy != "never",
-            initial=spec.backoff_initial,
-            maximum=spec.backoff_max,
-            max_failed_starts=spec.max_failed_starts,
-            max_restarts=spec.max_restarts,
-            window=spec.within,
-        )
 
     def _probe(self) -> HttpProbe:
         return HttpProbe(root_url(self._record.host, self._record.port), self.secrets.api_key)

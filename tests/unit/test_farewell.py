@@ -71,10 +71,14 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(farewell, "START_UP_GRACE", 0.1)
 
 
-def end(running_arguments: dict, *gauges: float | None, was_ready: bool = True) -> tuple[Running, Clock]:
+def end(
+    running_arguments: dict, *gauges: float | None, was_ready: bool = True, hurry: bool = False
+) -> tuple[Running, Clock]:
     async def scene() -> tuple[Running, Clock]:
-        running, clock = Running(**running_arguments), Clock()
-        await farewell.end(running, Probe(*gauges), was_ready=was_ready, clock=clock)
+        running, clock, hurried = Running(**running_arguments), Clock(), asyncio.Event()
+        if hurry:
+            hurried.set()
+        await farewell.end(running, Probe(*gauges), was_ready, clock, hurried)
         return running, clock
 
     return asyncio.run(asyncio.wait_for(scene(), 10))
@@ -112,3 +116,9 @@ def test_an_api_server_that_stays_behind_its_dead_engine_is_not_waited_for(monke
     """With a stream under way, vLLM's API server can wait for that stream's client for ever."""
     monkeypatch.setattr(farewell, "GRACE", 3600.0)
     assert end({"ends_after": None, "engine_dies_after": 1}, 0.0)[0].asked == 1
+
+
+def test_in_a_hurry_nothing_is_waited_for(monkeypatch):
+    monkeypatch.setattr(farewell, "GRACE", 3600.0)
+    _, clock = end({"ends_after": None}, 1.0, hurry=True)
+    assert clock.now < farewell.DRAIN
