@@ -41,6 +41,8 @@ async def end(
         clock: Time.
         hurry: Once set, its time is over at once.
     """
+    if hurry.is_set():
+        return
     parting = asyncio.create_task(_part(running, probe, was_ready, clock))
     hurried = asyncio.create_task(hurry.wait())
     try:

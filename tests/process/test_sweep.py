@@ -1,6 +1,7 @@
 """The sweep of the process launcher, on processes that make it hard."""
 
 import asyncio
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,35 @@ for number in range(900):
     time.sleep(0.001)
 time.sleep(60)
 """
+
+
+# Shared memory that no process has open: only Python's resource tracker knows of it.
+HIDDEN = """
+import sys, time
+from multiprocessing.shared_memory import SharedMemory
+SharedMemory(name=sys.argv[1], create=True, size=16).close()
+print(flush=True)
+time.sleep(60)
+"""
+
+
+def test_the_resource_tracker_has_time_to_do_its_work(tmp_path: Path) -> None:
+    log, made = tmp_path / "log", Path("/dev/shm", f"sweep-{tmp_path.parent.name}")
+    with log.open("wb") as output:
+        main = subprocess.Popen(
+            [sys.executable, "-c", HIDDEN, made.name], stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        eventually(lambda: log.stat().st_size, "it is there")
+        assert made.exists()
+        swept = asyncio.run(
+            ProcessLauncher().sweep(log=str(log), cwd=str(tmp_path / "no"), title="vm-hidden", handle=None)
+        )
+        assert swept.stuck == ()
+        assert main.wait(5) == -signal.SIGKILL
+        assert not made.exists()
+    finally:
+        made.unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("attempt", range(3))

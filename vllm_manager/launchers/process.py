@@ -21,6 +21,11 @@ VERSION = 1
 SWEEP_TIMEOUT = 10.0
 SWEEP_POLL = 0.02
 
+RESOURCE_TRACKER = "multiprocessing.resource_tracker"
+TRACKER_TIME = 2.0
+"""Seconds that Python's resource tracker has to remove the shared memory of the processes that it serves once
+they are dead. Killed before, it leaves what nobody else knows of."""
+
 
 def title_prefix(instance: str) -> str:
     """What the titles of the instance's processes begin with; vLLM adds ``::EngineCore`` and so on."""
@@ -107,10 +112,13 @@ class ProcessLauncher:
         if handle is not None and _session_is_ours(handle):
             marks = _marks(handle)
         shared: frozenset[str] = frozenset()
-        deadline = asyncio.get_running_loop().time() + SWEEP_TIMEOUT
+        clock = asyncio.get_running_loop().time
+        began = clock()
         while left := await asyncio.to_thread(proc.members, marks):
-            if asyncio.get_running_loop().time() >= deadline:
+            if clock() - began >= SWEEP_TIMEOUT:
                 return Swept(stuck=tuple(process.pid for process in left), shared_memory=shared)
+            if clock() - began < TRACKER_TIME:
+                left = [process for process in left if RESOURCE_TRACKER not in proc.title(process.pid)]
             shared |= await asyncio.to_thread(_kill, left)
             for process in left:
                 self._reap(process.pid)
