@@ -13,7 +13,6 @@ import http.client
 import json
 import os
 import resource
-import signal
 import socket
 import statistics
 import subprocess
@@ -76,8 +75,8 @@ def raw_start(engine: Path, directory: Path) -> float:
         began = wait_for(lambda: listens(port))
         return wait_for(lambda: answers(port), pause=0) - began
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        process.terminate()  # a hard kill would leave its shared memory behind
+        process.wait(60)
 
 
 def managed_start(manifest: Path, port: int, state: Path) -> float:
