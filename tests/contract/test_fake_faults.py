@@ -149,7 +149,7 @@ def test_stop_hangs_until_the_client_leaves(start: Start) -> None:
             response = instance.send(connection, "POST", CHAT, BODY | {"stream": True, "max_tokens": 400})
             response.read(1)
             instance.process.send_signal(signal.SIGTERM)
-            eventually(lambda: set(instance.members()) == {"vllm", "python3"}, 5, "the engine gone")
+            eventually(lambda: set(instance.members()) == {"vllm", "python"}, 5, "the engine gone")
             threading.Event().wait(0.3)
             assert instance.process.poll() is None
             response.close()
@@ -363,7 +363,7 @@ def test_cuda_build_has_no_worker_and_shows_its_phases(tmp_path: Path) -> None:
     engine = Engine("fake", make_fake_engine(tmp_path / "engine", version="0.32.0"))
     with engine.start(tmp_path, knobs={"startup": 0.05}) as instance:
         instance.wait_until_open()
-        assert set(instance.members()) == {"vllm", "python3", ENGINE_CORE}
+        assert set(instance.members()) == {"vllm", "python", ENGINE_CORE}
         assert "GPU KV cache size: " in instance.stdout
         assert instance.ask("POST", CHAT, BODY).status == 200
 

@@ -111,7 +111,7 @@ class TestServing:
         assert members["vllm"] == server.pid
         assert tree == {
             "vllm": os.getpid(),
-            "python3": server.pid,
+            "python": server.pid,
             f"{PREFIX}::EngineCore"[:15]: server.pid,
             f"{PREFIX}::Worker"[:15]: engine_core,
         }
@@ -128,7 +128,7 @@ class TestServing:
 
     def test_leader_and_tracker_keep_command_and_environment(self, server: Instance) -> None:
         members = server.members()
-        for pid, command in ((server.pid, b"\0serve\0"), (members["python3"], b"resource_tracker")):
+        for pid, command in ((server.pid, b"\0serve\0"), (members["python"], b"resource_tracker")):
             assert command in Path(f"/proc/{pid}/cmdline").read_bytes()
             assert f"VLLM_API_KEY={KEY}".encode() in Path(f"/proc/{pid}/environ").read_bytes()
 
@@ -138,7 +138,7 @@ class TestServing:
             assert os.readlink(f"/proc/{pid}/fd/2") == str(server.directory / "stderr")
 
     def test_resource_tracker_ignores_sigterm_and_sigint(self, server: Instance) -> None:
-        status = Path(f"/proc/{server.members()['python3']}/status").read_text()
+        status = Path(f"/proc/{server.members()['python']}/status").read_text()
         ignored = int(re.search(r"SigIgn:\s*(\w+)", status)[1], 16)  # type: ignore[index]
         assert ignored >> (signal.SIGTERM - 1) & 1
         assert ignored >> (signal.SIGINT - 1) & 1
@@ -359,7 +359,7 @@ class TestServing:
             response = server.send(connection, "POST", CHAT, chat(stream=True, max_tokens=480))
             response.read(1)
             server.process.send_signal(signal.SIGTERM)
-            eventually(lambda: set(server.members()) <= {"vllm", "python3"}, 5, "the engine gone")
+            eventually(lambda: set(server.members()) <= {"vllm", "python"}, 5, "the engine gone")
             eventually(server.refused, 5, "refusing")
             response.close()
         assert server.process.wait(10) == 0

@@ -125,11 +125,12 @@ class Instance:
         return found
 
     def members(self) -> dict[str, int]:
-        """The same by name, as in /proc/PID/comm."""
+        """The same by name, as in /proc/PID/comm; any Python is ``python``, whatever the engine calls it."""
         found = {}
         for pid in self.pids():
             with suppress(OSError):
-                found[Path(f"/proc/{pid}/comm").read_text().strip()] = pid
+                name = Path(f"/proc/{pid}/comm").read_text().strip()
+                found["python" if name.startswith("python") else name] = pid
         return found
 
     def open_shared_memory(self) -> set[str]:
@@ -174,7 +175,7 @@ class Instance:
         """Kill what is left of the session and remove what it leaked."""
         if self.process.poll() is not None:
             # Alone, the resource tracker is removing the shared memory; killed now, it would leave it.
-            eventually(lambda: set(self.members()) != {"python3"}, 5, "the resource tracker's end")
+            eventually(lambda: set(self.members()) != {"python"}, 5, "the resource tracker's end")
         self.shared_memory |= self.open_shared_memory()
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
