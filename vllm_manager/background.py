@@ -47,8 +47,9 @@ def ensure_supervisor() -> ControlClient:
             break
         time.sleep(0.05)
     lines = [line for line in log_path().read_text(errors="replace").splitlines() if line.strip()]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     raise ControlError(
-        cause=f"the supervisor didn't come up: {lines[-1] if lines else 'it said nothing'}",
+        cause=f"the supervisor didn't come up: {[*lines, *errors][-1] if lines else 'it said nothing'}",
         hint=f"its log is {log_path()}",
     )
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vllm_manager.clock import SystemClock
 from vllm_manager.control.server import ControlServer
-from vllm_manager.errors import AlreadyRunning, ManagerError, StateUnwritable
+from vllm_manager.errors import AlreadyRunning, ControlError, ManagerError, StateUnwritable
 from vllm_manager.gpus.inventory import GpuReader
 from vllm_manager.launchers.process import ProcessLauncher
 from vllm_manager.manager import Manager
@@ -113,7 +113,7 @@ class _Daemon:
             # The socket answers until the last instance is gone: `ps` shows them stopping.
             await self._manager.close(stop=self._stop_instances, now=self._hurry)
             await self._server.close()
-            with suppress(OSError):
+            if _is_socket(path):
                 path.unlink()
         log.info("ended")
 
@@ -142,7 +142,9 @@ class _Daemon:
             # XDG_RUNTIME_DIR may vanish at logout, and cleaners of /tmp don't know us.
             if not _is_socket(path):
                 log.warning("the socket %s is gone; making it anew", path)
-                await self._server.listen(path)
+                with suppress(ControlError, OSError):  # somebody's file is in its place: try again later
+                    await self._server.listen(path)
+            self._manager.heal()
             idle = self._manager.empty and requests == self._server.requests
             empty_for, requests = (empty_for + LOOK_EVERY if idle else 0.0), self._server.requests
             if exit_when_empty and empty_for >= EMPTY_FOR:

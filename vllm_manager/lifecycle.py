@@ -30,6 +30,7 @@ class Event(StrEnum):
     DIED = "died"  # one of its processes ended, unasked
     SWEPT = "swept"  # nothing of it is left
     RETRY = "retry"  # swept, and to be started again
+    AGAIN = "again"  # swept, and wanted again meanwhile: started without a delay
     GIVE_UP = "give-up"  # not to be started again; or a process that can't be ended
     DUE = "due"  # the backoff is over
 
@@ -41,7 +42,7 @@ class Effect(StrEnum):
     SPAWN = "spawn"  # start the process and watch it come up; ends in WEIGHTS, ANSWERS, FAILED or DIED
     WARM_UP = "warm-up"  # ends in WARMED or FAILED
     WATCH = "watch"  # wait for a death
-    SWEEP = "sweep"  # end what is left and free what it held; ends in RETRY or GIVE_UP
+    SWEEP = "sweep"  # end what is left and free what it held; ends in RETRY, AGAIN or GIVE_UP
     END = "end"  # drain, terminate, sweep, free; ends in SWEPT or GIVE_UP
     WAIT = "wait"  # sit the backoff out; ends in DUE
     REST = "rest"  # nothing runs, and nothing is to be done
@@ -78,6 +79,7 @@ TABLE: dict[tuple[Phase, Event], Transition] = {
     (_P.STOPPING, _E.SWEPT): Transition(_P.STOPPED, Effect.REST),
     (_P.STOPPING, _E.GIVE_UP): Transition(_P.FAILED, Effect.REST),
     (_P.SWEEPING, _E.RETRY): Transition(_P.BACKOFF, Effect.WAIT),
+    (_P.SWEEPING, _E.AGAIN): Transition(_P.PENDING, Effect.PLACE),
     (_P.SWEEPING, _E.GIVE_UP): Transition(_P.FAILED, Effect.REST),
     (_P.BACKOFF, _E.DUE): Transition(_P.PENDING, Effect.PLACE),
     (_P.BACKOFF, _E.START): Transition(_P.PENDING, Effect.PLACE),

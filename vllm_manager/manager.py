@@ -23,7 +23,7 @@ from vllm_manager.manifest.model import Deployment
 from vllm_manager.near import near_names
 from vllm_manager.notifier import Notifier
 from vllm_manager.ports import choose
-from vllm_manager.store import DeploymentRecord, InstanceRecord, Secrets, Store
+from vllm_manager.store import DeploymentRecord, InstanceRecord, Secrets, Store, endpoints_path
 from vllm_manager.supervisor import Services, Supervisor
 from vllm_manager.types import Device, Engine, GpuInventory, Phase, Status
 
@@ -139,6 +139,11 @@ class Manager:
         if now is not None:
             await now.wait()
             await asyncio.gather(*(s.stop(now=True) for s in self._supervisors.values()))
+
+    def heal(self) -> None:
+        """Publish the endpoints anew where somebody removed their file."""
+        if not endpoints_path(self._store.root).exists():
+            self._publish()
 
     @property
     def empty(self) -> bool:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from vllm_manager.client import AsyncClient, Client
     from vllm_manager.types import Endpoint
 
+__all__ = ["async_client", "client", "endpoint", "endpoints", "wait"]
+
 _POLL_INTERVAL = 0.05  # seconds; an unchanged file costs one stat()
 
 

@@ -257,6 +257,7 @@ class Store:
 
     def _write(self, path: Path, data: Any, *, sync: bool = True) -> None:
         # endpoints.json is derived and rewritten at every start, so it needn't survive a power cut.
+        self._create(path.parent)  # somebody may have tidied it away
         temporary = None
         try:
             descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)

@@ -120,10 +120,11 @@ class Supervisor:
         self._record = replace(self._record, port=port or 0)
 
     def start(self) -> None:
-        """Want it running: from stopped, failed or backing off it starts now; else nothing happens."""
+        """Want it running: at once, or as soon as what is left of the last instance is gone."""
         if self.phase in (Phase.FAILED, Phase.STOPPED):
             self._restarts = []
             self._record = replace(self._record, failed_starts=0, restarts_at=(), error=None)
+        self._start_again = self.phase is Phase.SWEEPING
         self._on(Event.START)
 
     async def stop(self, *, now: bool = False) -> None:
@@ -134,6 +135,7 @@ class Supervisor:
         """
         if now:
             self._hurry.set()
+        self._start_again = False
         self._on(Event.STOP)
         seen = self._changed.version
         while self.phase not in (Phase.STOPPED, Phase.FAILED):
@@ -158,6 +160,7 @@ class Supervisor:
             # By the end of the last supervisor, which is no `down`; or the record of its start was lost.
             self._on(Event.START)
         if not wanted:
+            self._start_again = False
             self._on(Event.STOP)
         elif record.phase is Phase.STOPPING or (
             record.phase.live and record.fingerprint != self.deployment.fingerprint
@@ -189,6 +192,8 @@ class Supervisor:
             if record.phase is Phase.STOPPING:
                 self._perform(Effect.END)
             else:
+                # It is no failed start, so nothing is waited for.
+                self._start_again = self.deployment.restart.policy != "never"
                 self._enter(Phase.SWEEPING)
                 self._perform(Effect.SWEEP)
             return
@@ -422,6 +427,9 @@ class Supervisor:
         self._record = replace(self._record, error=error.payload(), failed_starts=failed_starts)
         self._notify()
         await self._clear()
+        if self._start_again:
+            self._start_again = False
+            return Event.AGAIN
         decision = backoff.decide(
             backoff.RestartPolicy.of(self.deployment.restart),
             failed_starts=failed_starts,

@@ -68,7 +68,7 @@ def test_a_key_shows_up_nowhere(fresh_box: Box) -> None:
     assert [stat.S_IMODE(path.parent.stat().st_mode) for path in (secrets, log)] == [0o700, 0o700]
 
     box.kill_supervisor()
-    said += [box.run("ps", exits=5), box.run("ps", "--json", exits=5), box.run("down", "tiny", exits=5)]
+    said += [box.run("ps", exits=5), box.run("ps", "--json", exits=5), box.run("wait", "tiny", exits=5)]
     box.serve()
     said.append(box.run("down", "tiny"))
     assert not [done.args for done in said if CANARY in done.stdout + done.stderr]

@@ -7,6 +7,7 @@ import socket
 import stat
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,6 @@ def test_models_run_on_and_are_taken_over(box: Box) -> None:
     assert box.ps(exits=5)["tiny"]["pid"] == before["tiny"]["main"]
     assert box.run("chat", "tiny", "hello").stdout == "Hello, this is the fake model.\n"
     assert box.run("logs", "-n", "1", "tiny").stdout
-    assert "no supervisor answers" in box.run("down", "tiny", exits=5).stderr
     assert "no supervisor answers" in box.run("wait", "tiny", exits=5).stderr
 
     assert "tiny: unchanged" in box.run("up", manifest).stderr
@@ -95,6 +95,33 @@ def test_a_model_that_died_meanwhile_is_started_once(box: Box) -> None:
 
 
 # --- killed at other moments -------------------------------------------------------------------------
+
+
+def test_down_without_a_supervisor_starts_one_to_do_it(box: Box) -> None:
+    box.run("up", box.manifest(), box.manifest("other"))
+    tree, other = box.tree(), box.tree("other")
+    box.kill_supervisor()
+    os.kill(tree["main"], signal.SIGKILL)  # its engine lives on, and only a sweep finds it
+    box.run("down", "tiny")
+    assert not [pid for pid in tree.values() if alive(pid)]
+    assert box.tree("other") == other
+    assert list(box.ps()) == ["other"]
+    box.kill_supervisor()
+    box.run("down", "--all")
+    assert box.left_of_instances() == []
+    assert "nothing is up" in box.run("down", "--all").stderr
+    assert "no deployment named" in box.run("down", "tiny", exits=4).stderr
+
+
+def test_up_of_a_model_that_was_lost_meanwhile_brings_it_up(box: Box) -> None:
+    manifest = box.manifest()
+    box.run("up", manifest)
+    tree = box.tree()
+    box.kill_supervisor()
+    for pid in tree.values():
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    assert "tiny is ready" in box.run("up", manifest).stdout
 
 
 def test_killed_during_a_start(box: Box) -> None:

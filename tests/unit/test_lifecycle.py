@@ -41,6 +41,7 @@ EXPECTED = {
     },
     Phase.SWEEPING: {
         Event.RETRY: (Phase.BACKOFF, Effect.WAIT),
+        Event.AGAIN: (Phase.PENDING, Effect.PLACE),
         Event.GIVE_UP: (Phase.FAILED, Effect.REST),
         Event.STOP: (Phase.STOPPING, Effect.END),
     },

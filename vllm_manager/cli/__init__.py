@@ -1,5 +1,6 @@
 """The command line: results go to stdout, all else to stderr; heavy imports wait until they are needed."""
 
+import os
 import sys
 from typing import NoReturn
 
@@ -18,7 +19,16 @@ def main() -> NoReturn:
     except ManagerError as error:
         print_error(error)
         sys.exit(error.exit_code)
+    except OSError as error:
+        # What is still in stdout's buffer would fail once more at the interpreter's end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        place = error.filename or "the output"
+        print_error(ManagerError(cause=f"can't use {place}: {error.strerror or error}"))
+        sys.exit(1)
     except click.UsageError as error:
+        if not error.message or error.message.startswith("Usage:"):  # no subcommand given: click's help
+            click.echo(error.format_message(), err=True)
+            sys.exit(error.exit_code)
         command = error.ctx.command_path if error.ctx else "vllm-manager"
         print_error(ManagerError(cause=error.format_message(), hint=f"`{command} --help` shows how"))
         sys.exit(error.exit_code)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from vllm_manager import proc
 from vllm_manager.control.client import ControlClient
-from vllm_manager.errors import NoSupervisor, NotFound
+from vllm_manager.errors import ManagerError, NoSupervisor, NotFound
 from vllm_manager.near import near_names
 from vllm_manager.paths import socket_path, state_dir
 from vllm_manager.store import InstanceRecord, read_endpoints, read_instances
@@ -68,14 +68,14 @@ def offline_statuses() -> list[Status]:
     return statuses
 
 
-def explain_absence(name: str | None, error: NoSupervisor) -> Exception:
+def explain_absence(name: str | None, error: NoSupervisor) -> ManagerError:
     """The error where no supervisor answers: something lives (exit 5), or the name is unknown (exit 4)."""
     found = records()
     live = tuple(sorted(each for each, record in found.items() if lives(record)))
     if live:
         return NoSupervisor(
             cause=f"no supervisor answers, though {', '.join(live)} {'runs' if len(live) == 1 else 'run'} on",
-            hint="`vllm-manager serve`, or `up` of any manifest, starts one, which takes over what runs",
+            hint="`vllm-manager up`, `down` or `serve` starts one, which takes over what runs",
             live=live,
         )
     if name is not None and name not in found:

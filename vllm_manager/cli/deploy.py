@@ -1,19 +1,31 @@
 """Commands that change what runs: up, down, wait, serve; and validate, which checks what up would read."""
 
 import os
+import queue
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from vllm_manager.cli.connect import control, explain_absence, lives, records
+from vllm_manager.cli.connect import control, explain_absence
 from vllm_manager.cli.output import duration, note, print_error, print_json
 from vllm_manager.cli.progress import start_view, step_durations
 from vllm_manager.control.client import ControlClient
-from vllm_manager.errors import ManagerError, NoSupervisor, StartFailed, WaitTimeout, from_payload
+from vllm_manager.errors import (
+    AlreadyRunning,
+    ManagerError,
+    NoSupervisor,
+    NotFound,
+    StartFailed,
+    WaitTimeout,
+    from_payload,
+)
+from vllm_manager.paths import state_dir
 from vllm_manager.types import Phase, Status
 
 if TYPE_CHECKING:
@@ -56,18 +68,24 @@ def up(files: tuple[Path, ...], no_wait: bool, timeout: str | None, as_json: boo
         _ensure_engine(loaded)
     client = ensure_supervisor()
     _warn_of_logout()
+    names: list[str] = []
+    refused: list[ManagerError] = []
     for loaded, key in manifests:
-        _bring_up(client, loaded, key)
-    if no_wait:
-        return
-    ready = [
-        _wait_ready(client, loaded.deployment.name, deadline, first_start=True) for loaded, _ in manifests
-    ]
-    if as_json:
-        print_json(ready)
-        return
-    for status in ready:
-        _print_ready(status)
+        try:
+            _bring_up(client, loaded, key)
+            names.append(loaded.deployment.name)
+        except ManagerError as error:
+            refused.append(error)
+    try:
+        outcomes = {} if no_wait else _wait_ready(client, names, deadline, first_start=True)
+    except KeyboardInterrupt:
+        note(f"\n{', '.join(names)}: goes on; `vllm-manager ps` shows it, `vllm-manager down NAME` ends it")
+        raise
+    if no_wait and as_json:
+        print_json([client.status(name) for name in names])
+    elif not no_wait:
+        _print_ready(outcomes, as_json, _print_usage)
+    _report([*refused, *(each for each in outcomes.values() if isinstance(each, ManagerError))])
 
 
 def _ensure_engine(loaded: "Loaded") -> None:
@@ -88,6 +106,12 @@ def _ensure_engine(loaded: "Loaded") -> None:
             path=inherited(os.environ).get("PATH"),
         )
     except EngineMissing:
+        if not cpu:
+            from vllm_manager.gpus.nvml import read_inventory
+            from vllm_manager.placement import place
+
+            # Without a GPU that could take it, the missing engine is the lesser problem.
+            place(deployment.request, read_inventory(), [], deployment=deployment.name)
         if not cpu or deployment.engine.python is not None:
             raise
         from vllm_manager.cli.engine import install_with_progress
@@ -112,25 +136,46 @@ def _bring_up(client: ControlClient, loaded: "Loaded", key: str | None) -> None:
         note(f"{name}: restarted, since {', '.join(result['changes'])} changed")
 
 
-def _wait_ready(client: ControlClient, name: str, deadline: "_Deadline", *, first_start: bool) -> Status:
-    """Follow a start to its end.
+def _wait_ready(
+    client: ControlClient, names: Sequence[str], deadline: "_Deadline", *, first_start: bool
+) -> dict[str, Status | ManagerError]:
+    """Follow several starts to their ends, side by side.
 
     Args:
         client: The supervisor.
-        name: The deployment.
+        names: The deployments.
         deadline: The caller's patience.
         first_start: Whether the first failed start is the answer, also where the supervisor tries again.
+
+    Returns:
+        By name, the status with which it was ready, or what went wrong.
     """
+    seen: queue.SimpleQueue[tuple[str, Status | ManagerError, bool]] = queue.SimpleQueue()
+
+    def follow(name: str) -> None:
+        try:
+            for status in _watch(client, name, deadline):
+                if status.phase is Phase.READY:
+                    return seen.put((name, status, True))
+                if status.phase is Phase.FAILED or (first_start and status.phase is Phase.BACKOFF):
+                    raise _start_failure(status)
+                if status.phase is Phase.STOPPED:
+                    raise StartFailed(cause=f"{name} was stopped", deployment=name)
+                seen.put((name, status, False))
+        except ManagerError as error:
+            seen.put((name, error, True))
+
+    outcomes: dict[str, Status | ManagerError] = {}
     with start_view() as view:
-        for status in _watch(client, name, deadline):
-            view.show(status)
-            if status.phase is Phase.READY:
-                return status
-            if status.phase is Phase.FAILED or (first_start and status.phase is Phase.BACKOFF):
-                raise _start_failure(status)
-            if status.phase is Phase.STOPPED:
-                raise StartFailed(cause=f"{name} was stopped", deployment=name)
-    raise AssertionError("a watch ends with an error or not at all")
+        for name in names:
+            threading.Thread(target=follow, args=(name,), daemon=True).start()
+        while len(outcomes) < len(set(names)):
+            name, news, final = seen.get()
+            if isinstance(news, Status):
+                view.show(news)
+            if final:
+                outcomes[name] = news
+    return {name: outcomes[name] for name in names}
 
 
 def _start_failure(status: Status) -> ManagerError:
@@ -176,12 +221,23 @@ def _seconds(text: str | None) -> float | None:
     from vllm_manager.manifest.values import seconds
 
     try:
-        return seconds(text)
+        return seconds(float(text) if text.replace(".", "", 1).isdecimal() else text)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--timeout") from error
 
 
-def _print_ready(status: Status) -> None:
+def _print_ready(
+    outcomes: Mapping[str, Status | ManagerError], as_json: bool, show: Callable[[Status], None]
+) -> None:
+    ready = [outcome for outcome in outcomes.values() if isinstance(outcome, Status)]
+    if as_json:
+        print_json(ready)
+        return
+    for status in ready:
+        show(status)
+
+
+def _print_usage(status: Status) -> None:
     endpoint, name = status.endpoint, status.name
     click.echo(f"{click.style(name, bold=True)} is {click.style('ready', fg='green')} at {endpoint.base_url}")
     click.echo(f"  model names   {', '.join(endpoint.names)}")
@@ -215,7 +271,7 @@ def _warn_of_logout() -> None:
 def down(names: tuple[str, ...], everything: bool, now: bool) -> None:
     """Take deployments down, and return when their processes, ports, GPU memory and files are gone.
 
-    Running requests have up to 30 s to finish.
+    Running requests have up to 30 s to finish. Where no supervisor runs, one is started to do it.
 
     \b
     Examples:
@@ -223,57 +279,62 @@ def down(names: tuple[str, ...], everything: bool, now: bool) -> None:
       vllm-manager down --all
     """
     if bool(names) == everything:
-        raise click.UsageError("name the deployments, or give --all")
+        raise click.UsageError(
+            "give names or --all, not both" if names else "name the deployments, or give --all"
+        )
     client = control()
-    failed = None
-    for name in names or [status.name for status in _statuses_or_none(client)]:
+    ending: frozenset[str] = frozenset()
+    if client.running():
+        names = names or tuple(status.name for status in client.statuses())
+    elif ending := _note_as_unwanted(names):
+        from vllm_manager.background import ensure_supervisor
+
+        client, names = ensure_supervisor(), names or tuple(sorted(ending))
+    if not names:
+        note("nothing is up")
+    failures = []
+    for name in dict.fromkeys(names):
         try:
-            _take_down(client, name, now)
+            with _second_interrupt_hurries(client, name), _gone_if(name in ending):
+                client.down(name, now=now)
             note(f"{name}: down")
         except ManagerError as error:
-            print_error(error)
-            failed = failed or error
-    if failed:
-        raise click.exceptions.Exit(failed.exit_code)
+            failures.append(explain_absence(name, error) if isinstance(error, NoSupervisor) else error)
+    _report(failures)
 
 
-def _statuses_or_none(client: ControlClient) -> list[Status]:
-    try:
-        return client.statuses()
-    except NoSupervisor as error:
-        from vllm_manager.cli.connect import offline_statuses
-
-        if any(lives(record) for record in records().values()):
-            raise explain_absence(None, error) from error
-        return offline_statuses()
-
-
-def _take_down(client: ControlClient, name: str, now: bool) -> None:
-    try:
-        with _second_interrupt_hurries(client, name):
-            client.down(name, now=now)
-    except NoSupervisor as error:
-        reason = explain_absence(name, error)
-        if reason is not error:
-            raise reason from error
-        _forget_dead(name)
-
-
-def _forget_dead(name: str) -> None:
-    # Nothing of it lives and nobody supervises: only its records are left to remove.
+def _note_as_unwanted(names: tuple[str, ...]) -> frozenset[str]:
+    """Without a supervisor: leave word to the next one that these, or all, are to be ended; returns which."""
     from vllm_manager.daemon import lock
-    from vllm_manager.paths import state_dir
     from vllm_manager.store import Store
 
+    if not state_dir().is_dir():
+        return frozenset()
     store = Store(state_dir())
-    with lock(store.root):
-        record = store.instances()[0].get(name)
-        if record is not None and not lives(record):
-            import shutil
+    with suppress(AlreadyRunning), lock(store.root):  # one that comes up meanwhile is simply asked
+        known = store.deployments()[0]
+        ending = frozenset(names or known) & frozenset(known)
+        for name in ending:
+            store.save_deployment(replace(known[name], wanted=False))
+        return ending
+    return frozenset()
 
-            for directory in {record.cwd, record.tmp} - {""}:
-                shutil.rmtree(directory, ignore_errors=True)
-        store.forget(name)
+
+@contextmanager
+def _gone_if(ending: bool) -> Iterator[None]:
+    """Whom the new supervisor was told to end may be gone before it is asked."""
+    try:
+        yield
+    except NotFound:
+        if not ending:
+            raise
+
+
+def _report(failures: Sequence[ManagerError]) -> None:
+    for error in failures:
+        print_error(error)
+    if failures:
+        raise click.exceptions.Exit(failures[0].exit_code)
 
 
 @contextmanager
@@ -296,17 +357,18 @@ def wait(names: tuple[str, ...], timeout: str | None, as_json: bool) -> None:
     Example:
       vllm-manager wait tiny --timeout 5m
     """
-    deadline = _Deadline(timeout)
     client = control()
     try:
-        ready = [_wait_ready(client, name, deadline, first_start=False) for name in names]
+        client.supervisor()
     except NoSupervisor as error:
         raise explain_absence(names[0], error) from error
-    if as_json:
-        print_json(ready)
-    else:
-        for status in ready:
-            click.echo(f"{status.name} is ready at {status.endpoint.base_url}")
+    outcomes = _wait_ready(client, names, _Deadline(timeout), first_start=False)
+    _print_ready(outcomes, as_json, _print_address)
+    _report([each for each in outcomes.values() if isinstance(each, ManagerError)])
+
+
+def _print_address(status: Status) -> None:
+    click.echo(f"{status.name} is ready at {status.endpoint.base_url}")
 
 
 @click.command()

@@ -38,7 +38,9 @@ def engine() -> None:
 def install(
     version: str | None, python: str | None, index_url: str | None, find_links: tuple[Path, ...]
 ) -> None:
-    """Install a vLLM for the CPU (about 3.5 GB; 2 minutes on a fast line). Does nothing if it is there.
+    """Install a vLLM for the CPU. Does nothing if it is there.
+
+    It takes about 3.5 GB, and 2 minutes on a fast line.
 
     \b
     Examples:

@@ -69,7 +69,7 @@ def print_json(value: Any) -> None:
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Aligned columns on stdout; the last one is cut to the terminal's width."""
+    """Aligned columns on stdout."""
     widths = [max(len(click.unstyle(row[i])) for row in (headings, *rows)) for i in range(len(headings))]
     for row in (headings, *rows):
         cells = [

@@ -1,4 +1,4 @@
-"""Shows a start while it happens: a live block on a terminal, a line per step elsewhere."""
+"""Shows starts while they happen: a live block on a terminal, a line per step elsewhere."""
 
 import sys
 import time
@@ -20,7 +20,7 @@ def step_durations(steps: tuple[Step, ...], end: float) -> list[tuple[Step, floa
 
 
 class StartView(Protocol):
-    """What shows a start."""
+    """What shows starts."""
 
     def show(self, status: Status) -> None:
         """Show where it is now."""
@@ -32,14 +32,18 @@ class _Lines:
 
     def __init__(self) -> None:
         self._shown: set[tuple[str | None, str]] = set()
+        self._started: set[str | None] = set()
 
     def show(self, status: Status) -> None:
-        if status.phase is Phase.READY and not self._shown:
+        if status.phase is Phase.READY and status.instance not in self._started:
             return  # it was ready before we looked: there was no start to show
         key = (status.instance, status.phase)
         if status.phase in (Phase.PENDING, Phase.STOPPING, Phase.SWEEPING) and key not in self._shown:
             self._shown.add(key)
             note(f"{status.name}: {status.phase}")
+        if status.elapsed is None and status.instance not in self._started:
+            return  # those steps are of an instance that has ended
+        self._started.add(status.instance)
         for step in status.steps:
             if (status.instance, step.name) not in self._shown:
                 self._shown.add((status.instance, step.name))
@@ -47,32 +51,36 @@ class _Lines:
 
 
 class _Live:
-    """For terminals: one block that is redrawn, with running clocks and a bar where progress is known."""
+    """For terminals: a block for each, redrawn with running clocks and a bar where progress is known."""
 
     def __init__(self) -> None:
         from rich.spinner import Spinner
 
         self._spinner = Spinner("dots")
-        self._status: Status | None = None
-        self._at = 0.0
+        self._seen: dict[str, tuple[Status, float]] = {}
 
     def show(self, status: Status) -> None:
-        self._status, self._at = status, time.monotonic()
+        self._seen[status.name] = (status, time.monotonic())
 
     def __rich__(self) -> "RenderableType":
+        from rich.console import Group
+
+        # A copy, since the drawing thread runs beside the one that brings news.
+        return Group(*(self._block(status, at) for status, at in list(self._seen.values())))
+
+    def _block(self, status: Status, at: float) -> "RenderableType":
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text
 
         block = Table.grid(padding=(0, 1))
-        status = self._status
-        if status is None:
-            return block
         whole = Group(Text(f"{status.name}: {status.phase}", style="bold"), block)
+        if status.phase is Phase.READY:
+            return whole
         if status.elapsed is None or not status.steps:
             block.add_row(self._spinner)
             return whole
-        elapsed = status.elapsed + time.monotonic() - self._at
+        elapsed = status.elapsed + time.monotonic() - at
         *done, (current, seconds) = step_durations(status.steps, elapsed)
         for step, length in done:
             block.add_row(Text("✓", style="green"), step.name, Text(duration(length), style="dim"))
@@ -92,7 +100,7 @@ class _Live:
 
 @contextmanager
 def start_view() -> Iterator[StartView]:
-    """A view of one start on stderr, for as long as the block lasts; on a terminal it then disappears."""
+    """A view of starts on stderr, for as long as the block lasts; on a terminal it then disappears."""
     if not interactive():
         yield _Lines()
         return

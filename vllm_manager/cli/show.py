@@ -1,5 +1,7 @@
 """Commands that only show: ps, logs, gpus, version."""
 
+import os
+import select
 import sys
 import time
 from collections.abc import Iterator
@@ -46,7 +48,7 @@ def ps(as_json: bool) -> None:
                 note(f"  hint: {error_of.hint}")
     if missing is not None:
         reason = explain_absence(None, missing)
-        if reason is not missing and isinstance(reason, ManagerError):
+        if reason is not missing:
             print_error(reason)
             raise click.exceptions.Exit(reason.exit_code)
 
@@ -82,6 +84,8 @@ def logs(name: str, follow: bool, lines: int | None) -> None:
     from vllm_manager.store import read_secrets
 
     path = _log_of(name)
+    if not os.path.exists(path):
+        raise NotFound(cause=f"the log {path} is gone", hint="the next start writes a new one", name=name)
     stored = read_secrets(state_dir(), name)
     secrets = stored.values if stored else ()
     if follow:
@@ -119,6 +123,8 @@ def _follow(name: str, path: str, lines: int | None) -> Iterator[str]:
     while True:
         yield from tail.lines()
         sys.stdout.flush()
+        if _nobody_reads():
+            return
         time.sleep(FOLLOW_POLL)
         if time.monotonic() - looked < 1.0:
             continue
@@ -133,6 +139,13 @@ def _follow(name: str, path: str, lines: int | None) -> Iterator[str]:
             yield from tail.lines()
             note(f"{name} was started again")
             path, tail = current, LogTail(current)
+
+
+def _nobody_reads() -> bool:
+    # A pipe whose reader has gone tells so at once, and not only at the next line (`logs -f … | head -1`).
+    poll = select.poll()
+    poll.register(sys.stdout, select.POLLERR)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 @click.command()

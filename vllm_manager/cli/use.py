@@ -29,6 +29,8 @@ def chat(
         if sys.stdin.isatty():
             raise click.UsageError('give a prompt, as in: vllm-manager chat tiny "hello"')
         prompt = sys.stdin.read()
+    if not prompt.strip():
+        raise click.UsageError("the prompt is empty")
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": prompt})
     options = {"max_tokens": max_tokens, "temperature": temperature}

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from vllm_manager import __version__
 from vllm_manager.codec import encode
-from vllm_manager.errors import BadControlRequest, ManagerError, ManifestError, NotFound
+from vllm_manager.errors import BadControlRequest, ControlError, ManagerError, ManifestError, NotFound
 from vllm_manager.manager import Manager
 from vllm_manager.manifest.model import Deployment
 from vllm_manager.paths import private_dir
@@ -164,7 +164,13 @@ def _line(data: Any) -> bytes:
 
 def _listen(path: Path) -> socket.socket:
     private_dir(path.parent)
-    path.unlink(missing_ok=True)
+    if path.is_socket():
+        path.unlink()
+    elif path.exists():
+        raise ControlError(
+            cause=f"{path} is there, and is no socket",
+            hint="set VLLM_MANAGER_SOCKET to a path of its own",
+        )
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     # The mode must be right from the first instant, so it comes from the umask and not from a later chmod.
     mask = os.umask(0o177)

@@ -81,6 +81,7 @@ def remove(name: str, engines_dir: Path) -> None:
     try:
         with exclusive(engines_dir / f"{name}.lock"):
             marker.remove(directories[name])
+            shutil.rmtree(engines_dir / f".tmp-{name}", ignore_errors=True)  # of an install that was killed
             (engines_dir / f"{name}.install.log").unlink(missing_ok=True)
     except OSError as error:
         raise EngineError(cause=f"can't delete {error.filename or name}: {error.strerror}") from error
