@@ -14,6 +14,17 @@ from box import DEADLINE, Box, alive, eventually, listening, post
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
 
 
+def test_a_failure_among_several_is_told_at_once_and_hides_nobody(box: Box) -> None:
+    slow = box.manifest("slow", fake={"startup": 4.0})
+    bad = box.manifest("bad", fake={"fail_start": "tool_parser"})
+    up = box.start("up", bad, slow)
+    eventually(lambda: "bad didn't start" in up.err, "the failure is told")
+    assert box.phase("slow") != "ready"
+    assert up.wait() == 6
+    assert "slow is ready at" in up.out
+    assert up.err.count("bad didn't start") == 1
+
+
 def test_up_serves_a_model_and_down_leaves_nothing(fresh_box: Box) -> None:
     box = fresh_box
     manifest = box.manifest(api_key="generate", served_model_name=["tiny", "tiny-alias"], max_model_len=512)

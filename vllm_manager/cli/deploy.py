@@ -75,6 +75,7 @@ def up(files: tuple[Path, ...], no_wait: bool, timeout: str | None, as_json: boo
             _bring_up(client, loaded, key)
             names.append(loaded.deployment.name)
         except ManagerError as error:
+            print_error(error)
             refused.append(error)
     try:
         outcomes = {} if no_wait else _wait_ready(client, names, deadline, first_start=True)
@@ -85,7 +86,7 @@ def up(files: tuple[Path, ...], no_wait: bool, timeout: str | None, as_json: boo
         print_json([client.status(name) for name in names])
     elif not no_wait:
         _print_ready(outcomes, as_json, _print_usage)
-    _report([*refused, *(each for each in outcomes.values() if isinstance(each, ManagerError))])
+    _exit_for([*refused, *(each for each in outcomes.values() if isinstance(each, ManagerError))])
 
 
 def _ensure_engine(loaded: "Loaded") -> None:
@@ -148,7 +149,7 @@ def _wait_ready(
         first_start: Whether the first failed start is the answer, also where the supervisor tries again.
 
     Returns:
-        By name, the status with which it was ready, or what went wrong.
+        By name, the status with which it was ready, or what went wrong (which was shown at once).
     """
     seen: queue.SimpleQueue[tuple[str, Status | ManagerError, bool]] = queue.SimpleQueue()
 
@@ -164,6 +165,8 @@ def _wait_ready(
                 seen.put((name, status, False))
         except ManagerError as error:
             seen.put((name, error, True))
+        except Exception as error:  # whatever it is, the one who waits must hear of it
+            seen.put((name, ManagerError(cause=f"internal error: {error!r}"), True))
 
     outcomes: dict[str, Status | ManagerError] = {}
     with start_view() as view:
@@ -173,6 +176,8 @@ def _wait_ready(
             name, news, final = seen.get()
             if isinstance(news, Status):
                 view.show(news)
+            else:
+                print_error(news)
             if final:
                 outcomes[name] = news
     return {name: outcomes[name] for name in names}
@@ -300,7 +305,8 @@ def down(names: tuple[str, ...], everything: bool, now: bool) -> None:
             note(f"{name}: down")
         except ManagerError as error:
             failures.append(explain_absence(name, error) if isinstance(error, NoSupervisor) else error)
-    _report(failures)
+            print_error(failures[-1])
+    _exit_for(failures)
 
 
 def _note_as_unwanted(names: tuple[str, ...]) -> frozenset[str]:
@@ -330,9 +336,7 @@ def _gone_if(ending: bool) -> Iterator[None]:
             raise
 
 
-def _report(failures: Sequence[ManagerError]) -> None:
-    for error in failures:
-        print_error(error)
+def _exit_for(failures: Sequence[ManagerError]) -> None:
     if failures:
         raise click.exceptions.Exit(failures[0].exit_code)
 
@@ -364,7 +368,7 @@ def wait(names: tuple[str, ...], timeout: str | None, as_json: bool) -> None:
         raise explain_absence(names[0], error) from error
     outcomes = _wait_ready(client, names, _Deadline(timeout), first_start=False)
     _print_ready(outcomes, as_json, _print_address)
-    _report([each for each in outcomes.values() if isinstance(each, ManagerError)])
+    _exit_for([each for each in outcomes.values() if isinstance(each, ManagerError)])
 
 
 def _print_address(status: Status) -> None:
