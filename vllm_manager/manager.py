@@ -15,7 +15,7 @@ import psutil
 
 from vllm_manager.clock import Clock
 from vllm_manager.command import inherited
-from vllm_manager.engines.find import resolve
+from vllm_manager.engines.find import engine_for
 from vllm_manager.errors import ManifestConflictError, ManifestError, NotFound, StateUnwritable
 from vllm_manager.launchers.base import Launcher
 from vllm_manager.ledger import GpuLedger
@@ -25,7 +25,7 @@ from vllm_manager.notifier import Notifier
 from vllm_manager.ports import choose
 from vllm_manager.store import DeploymentRecord, InstanceRecord, Secrets, Store, endpoints_path
 from vllm_manager.supervisor import Services, Supervisor
-from vllm_manager.types import Device, Engine, GpuInventory, Phase, Status
+from vllm_manager.types import Engine, GpuInventory, Phase, Status
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class Manager:
             ledger=self.ledger,
             launcher=launcher,
             clock=clock,
-            resolve_engine=self._resolve_engine,
+            engine_for=self._engine_for,
             taken_ports=self._taken_ports,
             changed=self._publish,
             jitter=random.Random(),  # noqa: S311 - spreads restarts, guards nothing
@@ -199,7 +199,7 @@ class Manager:
             elif known is not None:
                 changes = deployment.changes(known.deployment)
             else:
-                await self._precheck(deployment)
+                await self._precheck(deployment, secrets.environment)
                 changes = ()
             self._save(deployment, source, secrets)
             if known is not None:
@@ -291,16 +291,8 @@ class Manager:
             log.error("%s", error)
         self.changed.notify()
 
-    def _resolve_engine(self, deployment: Deployment) -> Engine:
-        supervisor = self._supervisors.get(deployment.name)
-        environment = supervisor.secrets.environment if supervisor is not None else os.environ
-        return resolve(
-            version=deployment.engine.version,
-            python=deployment.engine.python,
-            device=Device.CUDA if deployment.request.count else Device.CPU,
-            engines_dir=self._engines_dir,
-            path=environment.get("PATH"),
-        )
+    def _engine_for(self, deployment: Deployment, environment: Mapping[str, str]) -> Engine:
+        return engine_for(deployment, environment, self._engines_dir)
 
     def _taken_ports(self, name: str) -> set[int]:
         others = (s for other, s in self._supervisors.items() if other != name)
@@ -316,9 +308,9 @@ class Manager:
                     field="port",
                 )
 
-    async def _precheck(self, deployment: Deployment) -> None:
+    async def _precheck(self, deployment: Deployment, environment: Mapping[str, str]) -> None:
         # What can be known to fail is said before anything is written or started.
-        await asyncio.to_thread(self._resolve_engine, deployment)
+        await asyncio.to_thread(self._engine_for, deployment, environment)
         await self.ledger.check(deployment.name, deployment.request)
         choose(deployment.host, deployment.port, None, self._taken_ports(deployment.name))
 

@@ -93,11 +93,6 @@ class StartupLog:
         """STARTING, or LOADING from the weights on."""
         return Phase.LOADING if self._reached(StepName.WEIGHTS) else Phase.STARTING
 
-    def durations(self, end: float) -> tuple[tuple[StepName, float], ...]:
-        """The seconds that each step took, the last one up to ``end`` (seconds after the start)."""
-        ends = [step.began for step in self._steps[1:]] + [end]
-        return tuple((step.name, until - step.began) for step, until in zip(self._steps, ends, strict=True))
-
     def begin(self, name: StepName, at: float) -> Step | None:
         """Enter a step that the log can't show, such as the warm-up.
 

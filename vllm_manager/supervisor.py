@@ -9,7 +9,7 @@ import logging
 import os
 import random
 import secrets as random_secrets
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -53,7 +53,7 @@ class Services:
     """What the supervisors of all instances share.
 
     Attributes:
-        resolve_engine: The engine that a deployment runs on. Blocking.
+        engine_for: The engine that a deployment runs on, in an environment. Blocking.
         taken_ports: The ports of all deployments but the named one.
         changed: Called after every change of any instance.
     """
@@ -62,7 +62,7 @@ class Services:
     ledger: GpuLedger
     launcher: Launcher
     clock: Clock
-    resolve_engine: Callable[[Deployment], Engine]
+    engine_for: Callable[[Deployment, Mapping[str, str]], Engine]
     taken_ports: Callable[[str], Collection[int]]
     changed: Callable[[], None]
     jitter: random.Random
@@ -311,7 +311,7 @@ class Supervisor:
         services, deployment = self._services, self.deployment
         self._error = self._death = None
         _check_model(deployment)
-        engine = await asyncio.to_thread(services.resolve_engine, deployment)
+        engine = await asyncio.to_thread(services.engine_for, deployment, self.secrets.environment)
         fresh = new_record(deployment, services.store, random_secrets.token_hex(4))
         instance = fresh.instance
         placement = await services.ledger.reserve(instance, deployment.name, deployment.request)
@@ -379,9 +379,8 @@ class Supervisor:
             max_model_len=models.max_model_len,
             kv_cache_tokens=watch.startup.kv_cache_tokens,
         )
-        self._on_step(
-            (*watch.startup.steps, Step(name=StepName.WARM_UP, began=watch.elapsed())), loading=True
-        )
+        watch.startup.begin(StepName.WARM_UP, watch.elapsed())
+        self._on_step(watch.steps(), loading=True)
         return Event.ANSWERS
 
     def _on_step(self, steps: tuple[Step, ...], *, loading: bool) -> None:

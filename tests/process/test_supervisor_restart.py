@@ -145,6 +145,8 @@ def test_a_start_goes_on_to_ready(box: Box) -> None:
     up = box.start("up", box.manifest(fake={"startup": 3.0}))
     eventually(lambda: "Worker" in box.tree(), "it is loading")
     main = box.tree()["main"]
+    box.wait_for_phase("loading")
+    seen = {step["name"]: step["began"] for step in box.record()["steps"]}
     box.kill_supervisor()
     assert up.wait() == 5
     assert "the supervisor ended" in up.err
@@ -155,6 +157,8 @@ def test_a_start_goes_on_to_ready(box: Box) -> None:
     steps = {step["name"]: step["began"] for step in box.ps()["tiny"]["steps"]}
     assert {"import", "weights", "warm-up"} <= set(steps)
     assert steps["import"] < steps["weights"] < steps["warm-up"]
+    assert "engine" in seen
+    assert steps | seen == steps
 
 
 def test_a_stop_is_finished(box: Box) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from vllm_manager.cli.progress import step_durations
 from vllm_manager.startup_log import StartupLog
 from vllm_manager.types import Phase, Step, StepName
 
@@ -30,6 +31,10 @@ def replay(text: str) -> tuple[StartupLog, list[Step]]:
 
 def recorded(name: str) -> str:
     return (LOGS / f"{name}.log").read_text()
+
+
+def durations_of(log: StartupLog, end: float) -> list[tuple[StepName, float]]:
+    return [(step.name, seconds) for step, seconds in step_durations(log.steps, end)]
 
 
 def names(log: StartupLog) -> list[str]:
@@ -70,7 +75,7 @@ def test_steps_of_a_recorded_compiled_start():
     assert names(log) == [
         "import", "config", "engine", "distributed", "weights", "compile", "profile", "kv-cache", "http",
     ]  # fmt: skip
-    assert dict(log.durations(60.0))[StepName.COMPILE] == 26.0
+    assert dict(durations_of(log, 60.0))[StepName.COMPILE] == 26.0
     assert [step.detail for step in seen if step.name is StepName.WEIGHTS] == [
         None,
         "0/4 shards",
@@ -105,7 +110,7 @@ def test_facts_of_a_start_on_two_gpus():
 
 def test_durations_add_up_to_the_whole_start():
     log, _ = replay(GPU)
-    durations = log.durations(70.0)
+    durations = durations_of(log, 70.0)
     assert dict(durations)[StepName.COMPILE] == 15.0
     assert durations[0] == (StepName.IMPORT, 8.0)
     assert sum(seconds for _, seconds in durations) == 70.0
@@ -223,7 +228,7 @@ def test_warm_up_is_entered_by_hand_and_once():
     assert log.begin(StepName.WARM_UP, 68.5) == Step(name=StepName.WARM_UP, began=68.5)
     assert log.begin(StepName.WARM_UP, 69.0) is None
     assert log.begin(StepName.GRAPHS, 69.0) is None
-    assert log.durations(70.0)[-1] == (StepName.WARM_UP, 1.5)
+    assert durations_of(log, 70.0)[-1] == (StepName.WARM_UP, 1.5)
 
 
 @pytest.mark.parametrize(

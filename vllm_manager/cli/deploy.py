@@ -91,21 +91,14 @@ def up(files: tuple[Path, ...], no_wait: bool, timeout: str | None, as_json: boo
 
 def _ensure_engine(loaded: "Loaded") -> None:
     from vllm_manager.command import inherited
-    from vllm_manager.engines.find import resolve
+    from vllm_manager.engines.find import engine_for
     from vllm_manager.errors import EngineMissing
     from vllm_manager.paths import engines_dir
-    from vllm_manager.types import Device
 
     deployment = loaded.deployment
     cpu = deployment.request.count == 0
     try:
-        resolve(
-            version=deployment.engine.version,
-            python=deployment.engine.python,
-            device=Device.CPU if cpu else Device.CUDA,
-            engines_dir=engines_dir(),
-            path=inherited(os.environ).get("PATH"),
-        )
+        engine_for(deployment, inherited(os.environ), engines_dir())
     except EngineMissing:
         if not cpu:
             from vllm_manager.gpus.nvml import read_inventory

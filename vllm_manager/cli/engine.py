@@ -80,7 +80,6 @@ class _InstallView:
         self._live = interactive()
         self._step = -1
         self._shown_at = 0.0
-        self._width = 0
 
     def show(self, progress: "object") -> None:
         from vllm_manager.engines.progress import InstallProgress

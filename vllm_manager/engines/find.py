@@ -1,6 +1,7 @@
 """Finding the vLLM that runs a deployment, and the engines that were provisioned."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from packaging.version import InvalidVersion, Version
@@ -16,9 +17,21 @@ from vllm_manager.engines.lock import exclusive
 from vllm_manager.engines.marker import InstalledEngine
 from vllm_manager.engines.recipes import DEFAULT_CPU_VERSION, RECIPES, install_command
 from vllm_manager.errors import EngineBroken, EngineError, EngineMissing, NotFound
+from vllm_manager.manifest.model import Deployment
 from vllm_manager.types import Device, Engine
 
 _USE_PYTHON = "name the interpreter of an environment with vLLM as `engine.python`"
+
+
+def engine_for(deployment: Deployment, environment: Mapping[str, str], engines_dir: Path) -> Engine:
+    """The engine that a deployment runs on, in that environment; raises as ``resolve`` does."""
+    return resolve(
+        version=deployment.engine.version,
+        python=deployment.engine.python,
+        device=Device.CUDA if deployment.request.count else Device.CPU,
+        engines_dir=engines_dir,
+        path=environment.get("PATH"),
+    )
 
 
 def resolve(
