@@ -22,10 +22,20 @@
     │   ├─ Stalled                 it showed no progress for too long
     │   ├─ WarmUpFailed            it answers HTTP, but produces no token
     │   ├─ ModelNotFound           the model's directory isn't there
+    │   ├─ DownloadError           the model's files can't be fetched
+    │   │   ├─ GatedRepository     its owner hasn't let this user in
+    │   │   ├─ RepositoryNotFound  no such repository or revision, or a private one
+    │   │   ├─ TokenRefused        the hub doesn't know the token
+    │   │   ├─ HubUnreachable      no answer from the hub, or HF_HUB_OFFLINE, and not in the cache
+    │   │   ├─ HubBusy             429; carries retry_after
+    │   │   ├─ DiskFull            the cache's file system has no room for them
+    │   │   ├─ TransferBroken      a file arrived broken, or not at all, again and again
+    │   │   └─ NoWeights           the repository has none that vLLM loads
     │   └─ EngineError
     │       ├─ EngineMissing       no vLLM here that could run this
     │       ├─ EngineBroken        a vLLM is there and can't be used
     │       └─ EngineInstallFailed provisioning a vLLM failed
+    ├─ InstanceHung                a ready instance computes nothing any more 1
     ├─ WaitTimeout                 the caller's own patience ran out        7
     ├─ AlreadyRunning              another supervisor holds the lock        8
     ├─ HandleError                                                          1
@@ -259,6 +269,19 @@ class BadControlRequest(ControlError):
 
 
 @dataclass(eq=False, kw_only=True)
+class InstanceHung(ManagerError):
+    """A ready instance computes nothing any more, though it answers HTTP.
+
+    Attributes:
+        silent: Seconds since its last sign of progress.
+    """
+
+    code: ClassVar[str] = "hung"
+
+    silent: float = 0.0
+
+
+@dataclass(eq=False, kw_only=True)
 class WaitTimeout(ManagerError):
     """The caller's own ``--timeout`` ran out; what was waited for goes on."""
 
@@ -371,6 +394,97 @@ class ModelNotFound(StartFailed):
 
 
 @dataclass(eq=False, kw_only=True)
+class DownloadError(StartFailed):
+    """A model's files can't be fetched from the Hugging Face hub.
+
+    Attributes:
+        repository: Its id there.
+    """
+
+    code: ClassVar[str] = "download"
+
+    repository: str = ""
+
+
+@dataclass(eq=False, kw_only=True)
+class GatedRepository(DownloadError):
+    """The repository's owner lets in only whom they know, and this user or token isn't among them."""
+
+    code: ClassVar[str] = "gated-repository"
+
+
+@dataclass(eq=False, kw_only=True)
+class RepositoryNotFound(DownloadError):
+    """The hub has no such repository or revision, or hides a private one.
+
+    Attributes:
+        revision: The one that was asked for.
+    """
+
+    code: ClassVar[str] = "repository-not-found"
+
+    revision: str = ""
+
+
+@dataclass(eq=False, kw_only=True)
+class TokenRefused(DownloadError):
+    """The hub doesn't know the token that it was sent, or that token may not read."""
+
+    code: ClassVar[str] = "token-refused"
+
+
+@dataclass(eq=False, kw_only=True)
+class HubUnreachable(DownloadError):
+    """The hub doesn't answer or may not be asked, and the cache hasn't all that is needed."""
+
+    code: ClassVar[str] = "hub-unreachable"
+
+
+@dataclass(eq=False, kw_only=True)
+class HubBusy(DownloadError):
+    """The hub wants fewer requests.
+
+    Attributes:
+        retry_after: Seconds that it asked to wait, or None.
+    """
+
+    code: ClassVar[str] = "hub-busy"
+
+    retry_after: float | None = None
+
+
+@dataclass(eq=False, kw_only=True)
+class DiskFull(DownloadError):
+    """The file system of the hub's cache has no room for the files.
+
+    Attributes:
+        path: The cache.
+        needed: Bytes still to be fetched.
+        free: Bytes that are free there.
+    """
+
+    code: ClassVar[str] = "disk-full"
+
+    path: str = ""
+    needed: int = 0
+    free: int = 0
+
+
+@dataclass(eq=False, kw_only=True)
+class TransferBroken(DownloadError):
+    """A file came broken, or not at all, also when it was tried again."""
+
+    code: ClassVar[str] = "transfer-broken"
+
+
+@dataclass(eq=False, kw_only=True)
+class NoWeights(DownloadError):
+    """The repository holds no weights that vLLM would load."""
+
+    code: ClassVar[str] = "no-weights"
+
+
+@dataclass(eq=False, kw_only=True)
 class EngineError(StartFailed):
     """An engine can't be found, used or provisioned."""
 
@@ -379,9 +493,17 @@ class EngineError(StartFailed):
 
 @dataclass(eq=False, kw_only=True)
 class EngineMissing(EngineError):
-    """No vLLM on this machine could run the deployment."""
+    """No vLLM on this machine could run the deployment.
+
+    Attributes:
+        install: The version that provisioning would bring; None where provisioning can't help.
+        device: What to provision it for, ``cpu`` or ``cuda``.
+    """
 
     code: ClassVar[str] = "engine-missing"
+
+    install: str | None = None
+    device: str | None = None
 
 
 @dataclass(eq=False, kw_only=True)

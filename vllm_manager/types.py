@@ -80,6 +80,9 @@ class Task(StrEnum):
     COMPLETION = "completion"
     EMBED = "embed"
     CLASSIFY = "classify"
+    SCORE = "score"  # rerank and score: a pair of texts gives one figure
+    POOLING = "pooling"  # vectors that are none of the above, such as one per token
+    TRANSCRIPTION = "transcription"
 
 
 # --- GPUs --------------------------------------------------------------------------------------------
@@ -239,6 +242,51 @@ class Engine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Flag:
+    """One option of an engine's `vllm serve`, as its own parser has it.
+
+    Attributes:
+        name: The documented long name without dashes in front, such as ``max-num-seqs``.
+        aliases: Its other long and short names, likewise; a ``no-`` twin isn't among them.
+        kind: ``bool``, ``int``, ``float``, ``str``, ``json``, ``tokens`` (16K), ``tokens-or-auto``, or
+            ``other`` where its type isn't one that we could check.
+        negatable: Whether there is a ``no-`` twin.
+        many: Whether it takes several values (argparse's ``nargs`` of ``+``, ``*`` or a number).
+        repeats: Whether it is given once per value (argparse's ``append``).
+        choices: The only values, as text; empty where any goes.
+    """
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    kind: str = "other"
+    negatable: bool = False
+    many: bool = False
+    repeats: bool = False
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineFlags:
+    """What one engine's `vllm serve` understands, read from that engine once.
+
+    Attributes:
+        version: The engine's, such as ``0.32.0+cpu``.
+        tool_parsers: The names that ``--tool-call-parser`` takes; None where they couldn't be read.
+        reasoning_parsers: Likewise.
+        tool_parser_tokens: The tokens that a tokenizer must have for a parser to start, by its name; only
+            where the parser's source tells.
+        reasoning_parser_tokens: Likewise.
+    """
+
+    version: str
+    flags: tuple[Flag, ...]
+    tool_parsers: tuple[str, ...] | None = None
+    reasoning_parsers: tuple[str, ...] | None = None
+    tool_parser_tokens: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    reasoning_parser_tokens: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchSpec:
     """Everything a launcher needs to start one instance. Its ``env`` holds secrets: never shown.
 
@@ -279,6 +327,23 @@ class Handle:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Download:
+    """How far the download of a model's files is.
+
+    Attributes:
+        repository: The Hugging Face id.
+        done: Bytes on disk, of the files that are needed.
+        total: Bytes of all of them.
+        speed: Bytes a second, lately; 0 while nothing comes.
+    """
+
+    repository: str
+    done: int
+    total: int
+    speed: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnosis:
     """Why a start failed, as far as its log tells.
 
@@ -299,6 +364,35 @@ class Diagnosis:
     tail: tuple[str, ...] = ()
 
 
+# --- what `up` does ----------------------------------------------------------------------------------
+
+
+class Action(StrEnum):
+    """What is done to one deployment."""
+
+    START = "start"  # it isn't known yet
+    RESTART = "restart"  # it runs, and is replaced
+    RESUME = "resume"  # it is known, and doesn't run: stopped, failed, or waiting to try again
+    UNCHANGED = "unchanged"
+    END = "end"  # no manifest declares it any more, and that is to end it
+    KEEP = "keep"  # no manifest declares it any more, and it is left as it is
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What happens to one deployment, and why.
+
+    Attributes:
+        changes: What differs from the manifest before, in words, and takes a new instance.
+        applied: What differs, in words, and applies to the instance that runs.
+    """
+
+    name: str
+    action: Action
+    changes: tuple[str, ...] = ()
+    applied: tuple[str, ...] = ()
+
+
 # --- what is shown and handed out --------------------------------------------------------------------
 
 
@@ -310,9 +404,11 @@ class Endpoint:
         deployment: The name it was declared under.
         model: The name to send as ``model`` (the first served one).
         names: All served names, ``model`` first.
+        adapters: The names of its LoRA adapters, which may be sent as ``model`` too.
         root_url: Such as ``http://127.0.0.1:8000``; None until it has a port.
         phase: Of its instance.
         api_key: Filled in by the registry from the owner's secrets; never stored beside the rest.
+        certificate: The file of the TLS certificate that it serves with; None where it speaks plain HTTP.
         task: None until it was ready once.
         max_model_len: Tokens; None until it was ready once.
         step: The start-up step under way, such as ``weights 62 %``.
@@ -326,6 +422,8 @@ class Endpoint:
     root_url: str | None
     phase: Phase
     api_key: str | None = field(default=None, repr=False)
+    adapters: tuple[str, ...] = ()
+    certificate: str | None = None
     task: Task | None = None
     max_model_len: int | None = None
     tool_call_parser: str | None = None
@@ -361,6 +459,7 @@ class Status:
         error: The payload of what went wrong last, where it isn't ready.
         log: The running or last attempt's log.
         notes: What a user should know about it, such as that its weights are random.
+        download: The weights' download under way, before the start.
     """
 
     name: str
@@ -381,6 +480,7 @@ class Status:
     error: Mapping[str, Any] | None = None
     log: str | None = None
     notes: tuple[str, ...] = ()
+    download: Download | None = None
 
     @property
     def phase(self) -> Phase:

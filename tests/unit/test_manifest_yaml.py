@@ -5,8 +5,8 @@ import json
 import pytest
 import yaml
 
-from vllm_manager.errors import ManifestSyntaxError, ManifestUnreadable
 from vllm_manager.manifest import yaml_nodes
+from vllm_manager.manifest.document import Document
 from vllm_manager.manifest.source import Source
 from vllm_manager.manifest.yaml_nodes import read
 
@@ -17,13 +17,20 @@ def loader(request, monkeypatch):
 
 
 def parse(text):
-    return read(Source(path="m.yaml", text=text))
+    trees, problems = read(Source(path="m.yaml", text=text))
+    return trees, problems
 
 
-def refused(text, kind=ManifestSyntaxError):
-    with pytest.raises(kind) as caught:
-        parse(text)
-    return caught.value
+def document(text):
+    (tree,), problems = parse(text)
+    assert problems == []
+    return Document(source=Source(path="m.yaml", text=text), root=tree)
+
+
+def refused(text):
+    trees, (problem,) = parse(text)
+    assert trees == []
+    return problem
 
 
 @pytest.mark.parametrize(
@@ -37,10 +44,9 @@ def refused(text, kind=ManifestSyntaxError):
     ],
 )  # fmt: skip
 def test_scalars_are_what_they_look_like(text, value):
-    document = parse(f"k: {text}")
-    assert document.data() == {"k": value}
-    assert type(document.data()["k"]) is type(value)
-    assert document.problems == ()
+    data = document(f"k: {text}").data()
+    assert data == {"k": value}
+    assert type(data["k"]) is type(value)
 
 
 @pytest.mark.parametrize(
@@ -49,13 +55,13 @@ def test_scalars_are_what_they_look_like(text, value):
      "-.INF", ".nan", "1e999", "9" * 30, "9" * 5000, "00.5"],
 )  # fmt: skip
 def test_surprises_are_errors_at_their_place(text):
-    (problem,) = parse(f"a: 1\nk:  {text}").problems
+    _, (problem,) = parse(f"a: 1\nk:  {text}")
     assert (problem.line, problem.column) == (2, 5)
     assert "quote it" in problem.hint
 
 
 def test_a_duplicate_key_names_the_first():
-    (problem,) = parse("a: 1\nb: {c: 1,\n  c: 2}\n").problems
+    _, (problem,) = parse("a: 1\nb: {c: 1,\n  c: 2}\n")
     assert (problem.line, problem.column) == (3, 3)
     assert "line 2" in problem.cause
 
@@ -67,7 +73,6 @@ def test_a_duplicate_key_names_the_first():
         ("a: 1\n\tb: 2", 2, None),
         ("a: [1, 2", 1, None),
         ("a: 'x", 1, None),
-        ("a: 1\n---\nb: 2", 2, "several documents"),
         ("a: !!python/object/apply:os.system [x]", 1, "tags"),
         ("a: !!str 1", 1, "tags"),
         ("a: !x 1", 1, "tags"),
@@ -108,26 +113,69 @@ def test_tabs_get_a_hint():
     assert "spaces" in refused("a:\n\tb: 1\n").hint
 
 
-def test_no_mapping():
-    assert refused("[1]", ManifestUnreadable).line == 1
-    assert refused("", ManifestUnreadable).line is None
+def test_flow_collections_take_no_dollar_brace():
+    assert "{env: NAME}" in refused("gpus: {count: ${GPUS}}").hint
+
+
+# --- several documents ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("", 0),
+        ("---\n", 0),
+        ("# x\n", 0),
+        ("a: 1", 1),
+        ("a: 1\n---\n", 1),
+        ("---\n---\na: 1\n...\n---\nb: 2\n", 2),
+    ],
+)
+def test_empty_documents_do_not_count(text, count):
+    trees, problems = parse(text)
+    assert len(trees) == count
+    assert problems == []
+
+
+def test_what_is_wrong_in_one_document_does_not_hide_the_others():
+    trees, problems = parse(
+        "a: !x 1\nb: [[2]]\n---\nc: 3\n---\nd: no\n---\ne: " + "[" * 40 + "]" * 40 + "\n---\nf: [\n"
+    )
+    assert [list(tree.value) for tree in trees] == [["c"], ["d"]]
+    assert [problem.line for problem in problems] == [1, 6, 8, 11]
+
+
+def test_an_anchor_is_known_in_its_own_document_only():
+    trees, (problem,) = parse("a: &x 1\n---\nb: *x\n")
+    assert len(trees) == 1
+    assert (problem.line, problem.column) == (3, 4)
+
+
+def test_the_size_is_that_of_the_whole_file():
+    _, problems = parse("---\na: [1, 2]\n" * 5000)
+    assert ["more than 10,000" in problem.cause for problem in problems] == [True]
+
+
+# --- places ---------------------------------------------------------------------------------------------
 
 
 def test_places_of_keys_values_and_missing_fields():
-    document = parse("a: 1\nb:\n  c: [x, y]\n")
-    assert at(document, "b", "c", 1) == (3, 10)
-    assert at(document, "b", "c", key=True) == (3, 3)
-    assert at(document, "b", "gone") == (3, 3)
-    assert at(document, "gone") == (1, 1)
+    tree = document("a: 1\nb:\n  c: [x, y]\n")
+    assert at(tree, "b", "c", 1) == (3, 10)
+    assert at(tree, "b", "c", 2) == (3, 6)
+    assert at(tree, "b", "c", key=True) == (3, 3)
+    assert at(tree, "b", "gone") == (3, 3)
+    assert at(tree, "b", "gone", "a") == (3, 3)
+    assert at(tree, "gone") == (1, 1)
 
 
-def at(document, *path, key=False):
-    error = document.error(path, "x", at_key=key)
+def at(tree, *path, key=False):
+    error = tree.error(path, "x", at_key=key)
     return error.line, error.column
 
 
 def test_lines_are_counted_as_yaml_counts_them():
-    error = parse("a: 1\r\nb: \x85c: 2\u2028d: 3\n").error(("d",), "x")
+    error = document("a: 1\r\nb: \x85c: 2\u2028d: 3\n").error(("d",), "x")
     assert error.source == "d: 3"
 
 
@@ -144,8 +192,5 @@ def test_lines_are_counted_as_yaml_counts_them():
     ],
 )
 def test_a_secret_is_not_quoted(text):
-    try:
-        (error,) = parse(text).problems
-    except ManifestSyntaxError as raised:
-        error = raised
+    _, (error,) = parse(text)
     assert "s3cret" not in str(error.payload())

@@ -10,6 +10,12 @@ from vllm_manager.manifest.values import variable
 # Flags with a field of their own: the value is read there, and the flag is rendered from it.
 _FIELDS = {
     "model": "model",
+    "revision": "revision",
+    "runner": "runner",
+    "convert": "convert",
+    "dtype": "dtype",
+    "quantization": "quantization",
+    "lora-modules": "lora_modules",
     "host": "host",
     "port": "port",
     "api-key": "api_key",
@@ -30,23 +36,23 @@ _FIELDS = {
     "device-ids": "gpus",
 }
 
+FLAG_OF = {field: flag for flag, field in reversed(_FIELDS.items())}
+"""The long flag of each field that has one."""
+
 _ONE_MACHINE = "a deployment runs on this machine alone"
-_PLAIN_HTTP = "probes and clients reach a deployment over plain HTTP at its host and port"
+_OVER_TCP = "probes and clients reach a deployment over HTTP at its host and port"
+_NO_CLIENT_CERTIFICATES = "probes and clients have no certificates of their own; `api_key` keeps others out"
 
 # Flags that would break what the manager relies on, and why.
 _OWNED = {
     "help": "it would print a page and exit",
     "config": "vLLM drops some values of its own config files; write its entries under `args:`",
-    "uds": _PLAIN_HTTP,
-    "grpc": _PLAIN_HTTP,
-    "grpc-port": _PLAIN_HTTP,
-    "root-path": _PLAIN_HTTP,
-    "ssl-keyfile": _PLAIN_HTTP,
-    "ssl-certfile": _PLAIN_HTTP,
-    "ssl-ca-certs": _PLAIN_HTTP,
-    "ssl-cert-reqs": _PLAIN_HTTP,
-    "ssl-ciphers": _PLAIN_HTTP,
-    "enable-ssl-refresh": _PLAIN_HTTP,
+    "uds": _OVER_TCP,
+    "grpc": _OVER_TCP,
+    "grpc-port": _OVER_TCP,
+    "root-path": _OVER_TCP,
+    "ssl-ca-certs": _NO_CLIENT_CERTIFICATES,
+    "ssl-cert-reqs": _NO_CLIENT_CERTIFICATES,
     "headless": _ONE_MACHINE,
     "nnodes": _ONE_MACHINE,
     "node-rank": _ONE_MACHINE,
@@ -94,18 +100,35 @@ def passed_flag(name: str) -> str:
     if not _FLAG.fullmatch(flag):
         raise complaint("is no flag of vLLM", "write the long name, such as max-num-seqs")
     head = flag.partition(".")[0].removeprefix("no-")
-    if head in _FIELDS:
-        raise complaint("has a field of its own", f"write it as `{_FIELDS[head]}:`, outside `args:`")
-    if head in _OWNED:
-        raise complaint("can't be set here", _OWNED[head])
+    if refused := refusal(head):
+        raise complaint(*refused)
     # vLLM's parser takes any unique abbreviation, so that `api-k` would be `api-key`.
-    if short := next((known for known in (*_FIELDS, *_OWNED) if known.startswith(head)), None):
+    # But `device` was a flag of its own once, and flag_check tells what became of it.
+    short = next((known for known in (*_FIELDS, *_OWNED) if known.startswith(head)), None)
+    if short is not None and head != "device":
         raise complaint(f"is an abbreviation of {short}", "write flags in full")
     return flag
 
 
-def repeats(args: Mapping[str, Any]) -> Iterator[Problem]:
-    """The flags under ``args`` that are there in two spellings."""
+def refusal(flag: str) -> tuple[str, str] | None:
+    """Why that flag, by its long name, can't be under ``args``, with a hint; None where it can."""
+    if flag in _FIELDS:
+        return "has a field of its own", f"write it as `{_FIELDS[flag]}:`, outside `args:`"
+    return ("can't be set here", _OWNED[flag]) if flag in _OWNED else None
+
+
+def contradictions(args: Mapping[str, Any]) -> Iterator[Problem]:
+    """The flags under ``args`` that don't go together, whatever the engine."""
+    given = {normal(name): name for name in args}
+    yield from _repeats(args)
+    for one, other in (("ssl-keyfile", "ssl-certfile"), ("ssl-certfile", "ssl-keyfile")):
+        if one in given and other not in given:
+            yield Problem(
+                path=("args", given[one]), cause=f"needs {other}", hint=f"add `{other}:`", at_key=True
+            )
+
+
+def _repeats(args: Mapping[str, Any]) -> Iterator[Problem]:
     seen: dict[str, str] = {}
     for name in args:
         if (first := seen.setdefault(normal(name), name)) != name:

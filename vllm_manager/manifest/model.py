@@ -28,14 +28,14 @@ from pydantic import (
 from vllm_manager.errors import ManifestErrors, ManifestFieldError
 from vllm_manager.manifest import flags, values
 from vllm_manager.manifest.explain import complaint, describe, problems
-from vllm_manager.manifest.yaml_nodes import dotted
+from vllm_manager.manifest.source import dotted
 from vllm_manager.types import GpuRequest
 
 # vLLM's own default of --gpu-memory-utilization (0.32).
 DEFAULT_UTILIZATION = 0.92
 
-# They decide how an instance is watched, not how it runs: changing them needs no new instance.
-_WATCHING = frozenset({"expose_without_key", "readiness", "restart"})
+WATCHING = frozenset({"expose_without_key", "readiness", "liveness", "restart", "stop"})
+"""Fields that decide how an instance is watched, not how it runs: changing them needs no new instance."""
 
 
 class _Model(BaseModel):
@@ -93,17 +93,16 @@ class GpuSpec(_Model):
         return value
 
 
-def _launcher(value: Any) -> Any:
-    if value == "docker":
-        raise complaint('"docker" is not supported yet by this version', "use `launcher: process`")
-    return value
-
-
 class EngineSpec(_Model):
-    """Which vLLM runs it; by default the one on PATH for GPUs, and for the CPU one that is installed once."""
+    """Which vLLM runs it; by default the one on PATH for GPUs, else one that is installed once."""
 
-    launcher: Annotated[Literal["process"], BeforeValidator(_launcher)] = Field(
-        default="process", description="How it is started: as a process of this machine."
+    launcher: Literal["process", "docker"] = Field(
+        default="process", description="How it is started: as a process of this machine, or in a container."
+    )
+    image: values.Text | None = Field(
+        default=None,
+        validate_default=True,
+        description="The container image, such as vllm/vllm-openai:v0.32.0; with launcher: docker only.",
     )
     version: Annotated[str, AfterValidator(values.version)] | None = Field(
         default=None, description='Version of vLLM, such as "0.32.0"; installed once, in its own environment.'
@@ -113,10 +112,24 @@ class EngineSpec(_Model):
         description="An existing environment with vLLM (its directory or python), relative to the manifest.",
     )
 
-    @field_validator("python")
+    @field_validator("image")
+    @classmethod
+    def _for_docker(cls, value: str | None, info: ValidationInfo) -> str | None:
+        launcher = info.data.get("launcher")
+        if value is None and launcher == "docker":
+            raise complaint("is missing: a container needs an image", "such as vllm/vllm-openai:v0.32.0")
+        if value is not None and launcher == "process":
+            raise complaint("is for containers", "add `launcher: docker`, or remove it")
+        return value
+
+    @field_validator("version", "python")
     @classmethod
     def _one_way(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if value is not None and info.data.get("version") is not None:
+        if value is None:
+            return value
+        if info.data.get("launcher") == "docker":
+            raise complaint("is for processes: an image brings its own vLLM", "remove it")
+        if info.field_name == "python" and info.data.get("version") is not None:
             raise complaint("version and python exclude each other", "remove one of them")
         return value
 
@@ -132,6 +145,28 @@ class ReadinessSpec(_Model):
         default=True,
         description="Ready means that the model produced a token; false is content with an HTTP 200.",
     )
+
+
+class LivenessSpec(_Model):
+    """How a ready instance that hangs is found: its counters stand still, and two requests get no token."""
+
+    enabled: bool = Field(default=True, description="Whether a hung instance is looked for.")
+    after: values.Seconds = Field(
+        default=60.0,
+        description="Time without progress after which a 1-token request is sent, as in 60s.",
+    )
+    timeout: values.Seconds = Field(
+        default=30.0, description="Longest answer to it; after two failures it is restarted, as in 30s."
+    )
+
+
+class StopSpec(_Model):
+    """How an instance is ended."""
+
+    drain: values.Wait = Field(
+        default=30.0, description="Time that running requests have to finish, as in 30s; 0 doesn't wait."
+    )
+    grace: values.Seconds = Field(default=30.0, description="Time between SIGTERM and SIGKILL, as in 30s.")
 
 
 class RestartSpec(_Model):
@@ -207,6 +242,9 @@ class Deployment(_Model):
     model: Annotated[str, AfterValidator(values.model)] = Field(
         description="A Hugging Face id, or a path (starting with ./, / or ~) relative to the manifest."
     )
+    revision: values.Text | None = Field(
+        default=None, description="A branch, tag or commit of the Hugging Face repository."
+    )
     served_model_name: values.Names = Field(
         default=(),
         validate_default=True,
@@ -243,6 +281,24 @@ class Deployment(_Model):
     chat_template: values.Text | None = Field(
         default=None, description="A Jinja file, relative to the manifest, or the template itself."
     )
+    runner: Literal["auto", "generate", "pooling", "draft"] | None = Field(
+        default=None, description="What vLLM runs it as; pooling is for embedding and rerank models."
+    )
+    convert: Literal["auto", "none", "embed", "classify"] | None = Field(
+        default=None, description="What vLLM turns a generating model into, with runner: pooling."
+    )
+    dtype: values.Text | None = Field(
+        default=None, description="The weights' type while computing, such as bfloat16; default: the model's."
+    )
+    quantization: values.Text | None = Field(
+        default=None, description="The quantization method, such as fp8 or awq; default: as the model says."
+    )
+    lora_modules: dict[
+        Annotated[str, AfterValidator(values.adapter_name)], Annotated[str, AfterValidator(values.adapter)]
+    ] = Field(
+        default={},
+        description="LoRA adapters, as {name: path or Hugging Face id}; clients send the name as `model`.",
+    )
     max_model_len: values.ContextLength | None = Field(
         default=None, description="The longest context in tokens: 8192, 16K (16384), 16k (16000) or auto."
     )
@@ -270,6 +326,11 @@ class Deployment(_Model):
     )
     engine: EngineSpec = Field(default=EngineSpec(), description="Which vLLM runs it.")
     readiness: ReadinessSpec = Field(default=ReadinessSpec(), description="When a start is done, or failed.")
+    liveness: LivenessSpec = Field(
+        default=LivenessSpec(), description="When a ready instance counts as hung."
+    )
+    stop: StopSpec = Field(default=StopSpec(), description="How it is ended.")
+    replicas: int = Field(default=1, ge=1, le=64, description="How many instances of it run side by side.")
     restart: RestartSpec = Field(default=RestartSpec(), description="What happens after a crash.")
 
     @field_validator("served_model_name", mode="before")
@@ -308,6 +369,30 @@ class Deployment(_Model):
             )
         return value
 
+    @field_validator("lora_modules")
+    @classmethod
+    def _names_of_their_own(cls, value: dict[str, str], info: ValidationInfo) -> dict[str, str]:
+        own = {*info.data.get("served_model_name", ()), *info.data.get("aliases", ())}
+        for name in value:
+            if name in own:
+                raise complaint(
+                    "is a name of the model itself already",
+                    "clients choose the adapter by its name: give it another one",
+                    at=(name,),
+                    at_key=True,
+                )
+        return value
+
+    @field_validator("replicas")
+    @classmethod
+    def _ports_of_their_own(cls, value: int, info: ValidationInfo) -> int:
+        if value > 1 and info.data.get("port") is not None:
+            raise complaint(
+                "several instances can't share the port that is given",
+                "leave `port` out: each instance gets its own",
+            )
+        return value
+
     @field_validator("gpus")
     @classmethod
     def _fits(cls, value: GpuSpec, info: ValidationInfo) -> GpuSpec:
@@ -336,6 +421,12 @@ class Deployment(_Model):
         return tuple(dict.fromkeys(self.served_model_name + self.aliases))
 
     @property
+    def certificate(self) -> str | None:
+        """The file of the TLS certificate that it serves with, or None where it speaks plain HTTP."""
+        file = self.args.get("ssl-certfile")
+        return str(file) if file else None
+
+    @property
     def request(self) -> GpuRequest:
         """What it asks of the GPUs."""
         return GpuRequest(
@@ -356,7 +447,7 @@ class Deployment(_Model):
         Not covered: the value of a key, and what is in files. Fields at their default don't count, so that
         a version with new fields doesn't replace every instance.
         """
-        values = self.model_dump(mode="json", exclude_defaults=True, exclude=set(_WATCHING))
+        values = self.model_dump(mode="json", exclude_defaults=True, exclude=set(WATCHING))
         text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

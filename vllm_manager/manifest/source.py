@@ -1,8 +1,11 @@
 """The text of one manifest, and errors that point into it."""
 
 import difflib
+import os
 import re
 import stat
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -11,6 +14,8 @@ from vllm_manager.errors import ManifestError, ManifestUnreadable
 from vllm_manager.redact import MASK
 
 E = TypeVar("E", bound=ManifestError)
+
+FieldPath = tuple[str | int, ...]
 
 SIZE_LIMIT = 1024 * 1024  # bytes; a manifest has some 1 KiB
 _SHOWN = 160  # characters of a source line that an error quotes
@@ -68,6 +73,12 @@ class Source:
         return shown if len(shown) <= _SHOWN else shown[:_SHOWN] + " …"
 
 
+def dotted(path: FieldPath) -> str:
+    """The path of a field as people write it: ``gpus.indices[1]``."""
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return text.removeprefix(".")
+
+
 def read_source(path: Path) -> Source:
     """The text of a manifest.
 
@@ -106,18 +117,63 @@ def read_source(path: Path) -> Source:
     return Source(path=str(path), text=text)
 
 
-def _manifests_in(directory: Path) -> list[str]:
+def files_of(paths: Sequence[Path]) -> tuple[list[Path], list[ManifestError]]:
+    """The files that are meant, each once, with directories replaced by the manifests directly in them.
+
+    Returns:
+        The files, those of a directory in the order of their names; and an error for each directory without
+        any.
+    """
+    files: dict[str, Path] = {}
+    errors: list[ManifestError] = []
+    for path in paths:
+        if not _is_directory(path):
+            files.setdefault(_identity(path), path)
+            continue
+        cause, hint = "no manifests in it", "manifests are the files *.yaml and *.yml directly in it"
+        names: list[str] = []
+        try:
+            names = _manifests_in(path)
+        except OSError as error:
+            cause, hint = f"can't be read: {error.strerror}", f"see `ls -ld {path}`"
+        if not names:
+            errors.append(ManifestUnreadable(cause=cause, hint=hint, path=str(path)))
+        for file in (path / name for name in names):
+            files.setdefault(_identity(file), file)
+    return list(files.values()), errors
+
+
+def _is_directory(path: Path) -> bool:
     try:
-        return sorted(p.name for p in directory.iterdir() if p.suffix in (".yaml", ".yml"))
+        return path.is_dir()
+    except (OSError, ValueError):  # a loop of links, a NUL, no right to look
+        return False
+
+
+def _identity(path: Path) -> str:
+    try:
+        return os.path.realpath(path)
     except (OSError, ValueError):
-        return []
+        return str(path)
+
+
+def _manifests_in(directory: Path) -> list[str]:
+    return sorted(
+        path.name
+        for path in directory.iterdir()
+        if path.suffix in (".yaml", ".yml") and not path.name.startswith(".") and not path.is_dir()
+    )
 
 
 def _files_in(directory: Path) -> str:
-    names = _manifests_in(directory)
-    return "name a file in it" + (f", such as {directory / names[0]}" if names else "")
+    with suppress(OSError):
+        for name in _manifests_in(directory):
+            return f"name a file in it, such as {directory / name}"
+    return "name a file in it"
 
 
 def _similar(path: Path) -> str | None:
-    near = difflib.get_close_matches(path.name, _manifests_in(path.parent), n=1)
-    return f"did you mean {path.parent / near[0]}?" if near else None
+    with suppress(OSError, ValueError):
+        for near in difflib.get_close_matches(path.name, _manifests_in(path.parent), n=1):
+            return f"did you mean {path.parent / near}?"
+    return None

@@ -26,6 +26,11 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.:-]*(/[\w.:-]+)?")
 
 
+def wait(value: Any) -> float:
+    """A duration that may be 0."""
+    return 0.0 if value in (0, "0", "0s") and not isinstance(value, bool) else seconds(value)
+
+
 def seconds(value: Any) -> float:
     """``90s``, ``20m``, ``1h30m`` or a number of seconds."""
     if isinstance(value, str) and value and (match := _DURATION.fullmatch(value)):
@@ -40,18 +45,20 @@ def seconds(value: Any) -> float:
 
 def memory(value: Any) -> int:
     """``30GiB``, ``30GB`` or a number of bytes."""
+    given = describe(value)
     if isinstance(value, str) and (match := _SIZE.fullmatch(value)):
         amount = float(match[1]) * _UNITS[match[2]]
         value = int(min(amount, 2.0**63))
     if isinstance(value, bool) or not isinstance(value, int):
-        raise complaint(f"expected an amount of memory, got {describe(value)}", "write it as 30GiB or 30GB")
+        raise complaint(f"expected an amount of memory, got {given}", "write it as 30GiB or 30GB")
     if not 2**20 <= value < 2**63:
-        raise complaint(f"{value:,} bytes is no memory for a model", "write it with a unit, as in 30GiB")
+        raise complaint(f"{given} is no memory for a model", "write it with a unit, as in 30GiB")
     return value
 
 
 def context_length(value: Any) -> int | Literal["auto"]:
     """A number of tokens as vLLM reads it: ``8192``, ``16K`` (16384), ``16k`` (16000), ``auto`` or -1."""
+    given = describe(value)
     if value == -1 or value == "-1" or (isinstance(value, str) and value.lower() == "auto"):
         return "auto"
     if isinstance(value, str) and len(value) < 20 and (match := _TOKENS.fullmatch(value)):
@@ -60,9 +67,9 @@ def context_length(value: Any) -> int | Literal["auto"]:
         else:
             value = int(match[3]) * 1024 ** (" KMGT".index(match[4]) if match[4] else 0)
     if isinstance(value, bool) or not isinstance(value, int):
-        raise complaint(f"expected a number of tokens, got {describe(value)}", "write 8192, 16K or auto")
+        raise complaint(f"expected a number of tokens, got {given}", "write 8192, 16K or auto")
     if not 1 <= value <= _TOKENS_LIMIT:
-        raise complaint(f"{value} is no possible number of tokens", "write 8192, 16K or auto")
+        raise complaint(f"{given} is no possible number of tokens", "write 8192, 16K or auto")
     return value
 
 
@@ -81,6 +88,23 @@ def served_name(value: str) -> str:
     if not value or value.startswith("-") or not value.isprintable() or " " in value:
         raise complaint(f"{describe(value)} can't be a model's name", "no spaces, and no - at the start")
     return value
+
+
+def adapter_name(value: str) -> str:
+    """A LoRA adapter's name; vLLM 0.32 (LoRAParserAction) reads ``name=path``, and JSON if it has a comma."""
+    served_name(value)
+    if "=" in value or "," in value:
+        raise complaint(f"{describe(value)} can't be an adapter's name", "no = and no comma")
+    return value
+
+
+def adapter(value: str) -> str:
+    """A LoRA adapter's Hugging Face id or path."""
+    if "," in value:
+        raise complaint(
+            f"{describe(value)} can't be an adapter's place", "no comma in it: rename the directory"
+        )
+    return model(value)
 
 
 def names(value: Any) -> Any:
@@ -155,6 +179,7 @@ def as_tuple(value: Any) -> Any:
 _DURATION_SCHEMA = Annotated[str, Field(pattern=r"^(\d+(\.\d+)?h)?(\d+(\.\d+)?m)?(\d+(\.\d+)?s)?$")]
 
 Seconds = Annotated[float, BeforeValidator(seconds, json_schema_input_type=float | _DURATION_SCHEMA)]
+Wait = Annotated[float, BeforeValidator(wait, json_schema_input_type=float | _DURATION_SCHEMA)]
 Bytes = Annotated[
     int,
     BeforeValidator(

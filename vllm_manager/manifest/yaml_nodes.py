@@ -2,39 +2,39 @@
 
 PyYAML accepts what a manifest must not mean by accident: duplicate keys (the last wins), ``no`` as false,
 ``1:30`` as 90, ``0777`` as 511. Here plain scalars are read as YAML 1.2's core schema has them, and what
-YAML 1.1 would read in another way is an error. The tree is built from PyYAML's events, so that depth and
+YAML 1.1 would read in another way is an error. The trees are built from PyYAML's events, so that depth and
 size are bounded before anything is built.
 """
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 import yaml
 from yaml.events import (
     AliasEvent,
+    CollectionEndEvent,
     CollectionStartEvent,
+    DocumentEndEvent,
     DocumentStartEvent,
     Event,
     MappingEndEvent,
     MappingStartEvent,
     ScalarEvent,
     SequenceEndEvent,
-    StreamEndEvent,
-    StreamStartEvent,
 )
 
-from vllm_manager.errors import ManifestFieldError, ManifestSyntaxError, ManifestUnreadable
+from vllm_manager.errors import ManifestSyntaxError
 from vllm_manager.manifest.source import Source
 
 DEPTH_LIMIT = 32
-SIZE_LIMIT = 10_000  # nodes, with aliases counted as what they stand for
+SIZE_LIMIT = 10_000  # nodes of a file, with aliases counted as what they stand for
 
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 Scalar = str | int | float | bool | None
-FieldPath = tuple[str | int, ...]
 
 _INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9]*)(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
@@ -63,6 +63,8 @@ class Node:
         keys: For a mapping: where each key is written, as (line, column).
         size: How many nodes it consists of.
         height: How many levels it has.
+        plain: Whether it is a scalar without quotes.
+        written: The text in the file, where an environment variable's value has taken its place.
     """
 
     value: "Scalar | tuple[Node, ...] | dict[str, Node]" = field(repr=False)
@@ -71,80 +73,51 @@ class Node:
     keys: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     size: int = 1
     height: int = 1
+    plain: bool = False
+    written: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Document:
-    """A manifest's text and tree.
+def read(source: Source) -> tuple[list[Node], list[ManifestSyntaxError]]:
+    """The trees of a file's YAML documents, empty ones left out, and what is wrong with the YAML.
 
-    Attributes:
-        source: The text.
-        root: A mapping.
-        problems: What is wrong with the YAML although it can be read; the tree holds text at such places.
-    """
-
-    source: Source
-    root: Node
-    problems: tuple[ManifestSyntaxError, ...] = ()
-
-    def data(self) -> dict[str, Any]:
-        """The document as dicts, lists and scalars."""
-        data: dict[str, Any] = _plain(self.root)
-        return data
-
-    def error(
-        self, path: FieldPath, cause: str, hint: str | None = None, *, at_key: bool = False
-    ) -> ManifestFieldError:
-        """An error at that field's value (or key), or at the innermost mapping that is there."""
-        node, line, column = self.root, self.root.line, self.root.column
-        for part in path:
-            if isinstance(node.value, dict) and part in node.value:
-                key_place = node.keys[str(part)]
-                node = node.value[str(part)]
-                line, column = key_place if at_key and part == path[-1] else (node.line, node.column)
-            elif isinstance(node.value, tuple) and isinstance(part, int):
-                node = node.value[part]
-                line, column = node.line, node.column
-        return self.source.error(
-            ManifestFieldError, cause, hint=hint, line=line, column=column, field=dotted(path)
-        )
-
-
-def dotted(path: FieldPath) -> str:
-    """The path as people write it: ``gpus.indices[1]``."""
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
-    return text.removeprefix(".")
-
-
-def read(source: Source) -> Document:
-    """The tree of a manifest's text.
-
-    Raises:
-        ManifestSyntaxError: It is no YAML, several documents, too deep or too large, or uses tags or merges.
-        ManifestUnreadable: It is empty, or no mapping.
+    A document that is too deep, or uses tags or merges, has a problem instead of a tree; so has all that
+    follows a place that is no YAML. Smaller problems leave text in the tree.
     """
     reader = _Reader(source)
+    trees: list[Node] = []
     try:
-        root = reader.document()
+        for tree in reader.documents():
+            if tree.value is not None:
+                trees.append(tree)
     except yaml.MarkedYAMLError as error:
-        raise _syntax_error(source, error) from None
+        reader.problems.append(_syntax_error(source, error))
     except (yaml.YAMLError, RecursionError):
-        raise ManifestSyntaxError(cause="isn't YAML", path=source.path) from None
+        reader.problems.append(ManifestSyntaxError(cause="isn't YAML", path=source.path))
     finally:
         reader.close()
-    hint = "a manifest starts with `name:` and `model:`"
-    if root is None or root.value is None:
-        raise ManifestUnreadable(cause="is empty", hint=hint, path=source.path)
-    if not isinstance(root.value, dict):
-        what = "a list" if isinstance(root.value, tuple) else "a single value"
-        raise source.error(
-            ManifestUnreadable,
-            f"holds {what} where the fields of a deployment are expected",
-            hint=hint,
-            line=root.line,
-            column=root.column,
-        )
-    return Document(source=source, root=root, problems=tuple(reader.problems))
+    return trees, reader.problems
+
+
+def plain_value(text: str) -> tuple[Scalar, tuple[str, str] | None]:
+    """What an unquoted scalar means, and what is wrong with it (what it is, and the remedy), if anything."""
+    if text in _WORDS:
+        return _WORDS[text], None
+    if _INTEGER.fullmatch(text) and len(text) <= _DIGITS_LIMIT:
+        return int(text), None
+    if _FLOAT.fullmatch(text) and len(text) <= _DIGITS_LIMIT and abs(float(text)) < float("inf"):
+        return float(text), None
+    if _INTEGER.fullmatch(text) or _FLOAT.fullmatch(text):
+        return text, ("is a number too large or too exact", "quote it if it is meant as text")
+    for pattern, what in _SURPRISES:
+        if pattern.fullmatch(text):
+            remedy = "write true or false, or quote it" if what.startswith("is a boolean") else "quote it"
+            return text, (what, f"{remedy} if it is meant as text")
+    return text, None
+
+
+def unusable(text: str) -> bool:
+    """Whether no file name, argument or variable could hold it: it has a NUL or half a surrogate pair."""
+    return "\0" in text or any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _syntax_error(source: Source, error: yaml.MarkedYAMLError) -> ManifestSyntaxError:
@@ -153,6 +126,8 @@ def _syntax_error(source: Source, error: yaml.MarkedYAMLError) -> ManifestSyntax
     mark = error.problem_mark or error.context_mark
     if mark is not None and "\t" in source.line(mark.line + 1)[: mark.column + 1]:
         hint = "indent with spaces; YAML allows no tabs there"
+    elif mark is not None and source.line(mark.line + 1)[max(mark.column - 1, 0) :].startswith("${"):
+        hint = "inside { } and [ ], write {env: NAME} instead of ${NAME}, or quote it"
     elif "mapping values are not allowed" in problem:
         hint = 'check the indentation, and quote text that contains ": "'
     elif "cannot start any token" in problem:
@@ -160,14 +135,6 @@ def _syntax_error(source: Source, error: yaml.MarkedYAMLError) -> ManifestSyntax
     if mark is None:
         return ManifestSyntaxError(cause=problem, hint=hint, path=source.path)
     return source.error(ManifestSyntaxError, problem, hint=hint, line=mark.line + 1, column=mark.column + 1)
-
-
-def _plain(node: Node) -> Any:
-    if isinstance(node.value, dict):
-        return {key: _plain(item) for key, item in node.value.items()}
-    if isinstance(node.value, tuple):
-        return [_plain(item) for item in node.value]
-    return node.value
 
 
 class _Reader:
@@ -184,15 +151,28 @@ class _Reader:
         # PyYAML's generator frees its parser when closed.
         getattr(self._events, "close", lambda: None)()
 
-    def document(self) -> Node | None:
-        root = None
+    def documents(self) -> Iterator[Node]:
         for event in self._events:
-            if isinstance(event, DocumentStartEvent) and root is not None:
-                self._fail(event, "several documents in one file", "one deployment a file, in this version")
-            if not isinstance(event, (StreamStartEvent, StreamEndEvent, DocumentStartEvent)):
-                root = self._node(event, 1)
-                next(self._events)  # the document's end
-        return root
+            if isinstance(event, DocumentStartEvent):
+                self._anchors.clear()
+                try:
+                    yield self._node(next(self._events), 1)
+                except ManifestSyntaxError as problem:
+                    self.problems.append(problem)
+                    if self._size > SIZE_LIMIT or not self._skip():
+                        return
+
+    def _skip(self) -> bool:
+        # To the document's end, unless that is far down: PyYAML's time is quadratic in the depth.
+        depth = 0
+        with suppress(yaml.YAMLError):  # the document has its problem already
+            for event in self._events:
+                if isinstance(event, DocumentEndEvent):
+                    return True
+                depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+                if depth > DEPTH_LIMIT:
+                    break
+        return False
 
     def _node(self, event: Event, depth: int) -> Node:
         if isinstance(event, AliasEvent):
@@ -204,7 +184,7 @@ class _Reader:
         self._check(event, depth, 1)
         if isinstance(event, ScalarEvent):
             line, column = _place(event)
-            node = Node(value=self._scalar(event), line=line, column=column)
+            node = Node(value=self._scalar(event), line=line, column=column, plain=event.implicit[0])
         elif isinstance(event, MappingStartEvent):
             node = self._mapping(event, depth)
         else:
@@ -220,14 +200,7 @@ class _Reader:
             self._fail(event, "an alias of no earlier anchor", "quote text that starts with *")
         self._check(event, depth + target.height - 1, target.size)
         line, column = _place(event)
-        return Node(
-            value=target.value,
-            line=line,
-            column=column,
-            keys=target.keys,
-            size=target.size,
-            height=target.height,
-        )
+        return replace(target, line=line, column=column)
 
     def _sequence(self, event: Event, depth: int) -> Node:
         items = []
@@ -259,26 +232,14 @@ class _Reader:
         text = self._text(event)
         if not event.implicit[0]:  # quoted, or a block
             return text
-        if text in _WORDS:
-            return _WORDS[text]
-        if _INTEGER.fullmatch(text) and len(text) <= _DIGITS_LIMIT:
-            return int(text)
-        if _FLOAT.fullmatch(text) and len(text) <= _DIGITS_LIMIT and abs(float(text)) < float("inf"):
-            return float(text)
-        if _INTEGER.fullmatch(text) or _FLOAT.fullmatch(text):
-            self._problem(event, "a number too large or too exact", "quote it if it is meant as text")
-            return text
-        for pattern, what in _SURPRISES:
-            if pattern.fullmatch(text):
-                remedy = "write true or false, or quote it" if what.startswith("is a boolean") else "quote it"
-                self._problem(event, f"unquoted, this {what}", f"{remedy} if it is meant as text")
-                break
-        return text
+        value, flaw = plain_value(text)
+        if flaw is not None:
+            self._problem(event, f"unquoted, this {flaw[0]}", flaw[1])
+        return value
 
     def _text(self, event: ScalarEvent) -> str:
         text = str(event.value)
-        # Escapes such as "\0" and "\ud800" give text that no file name, argument or variable can hold.
-        if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        if unusable(text):  # from an escape such as "\0" or "\ud800"
             self._fail(event, "holds a NUL or half a surrogate pair", "remove the escape")
         return text
 
