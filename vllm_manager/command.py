@@ -6,13 +6,13 @@ swallow a model that follows them, and vLLM's own ``--config`` drops ``false`` (
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import PurePath
-from typing import Any
 
+from vllm_manager.flag_words import FlagIndex, words
 from vllm_manager.manifest.model import Deployment
 from vllm_manager.placement import utilization_of
-from vllm_manager.types import Engine, LaunchSpec, Placement
+from vllm_manager.types import Engine, EngineFlags, LaunchSpec, Placement
 
 INHERITED = re.compile(
     r"""(?x)
@@ -52,48 +52,59 @@ def inherited(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def arguments(deployment: Deployment, placement: Placement, port: int) -> tuple[str, ...]:
-    """The arguments after ``vllm``, without secrets (the key goes into the environment)."""
-    flags: list[str] = ["serve", deployment.model, "--host", deployment.host, "--port", str(port)]
-    flags += ["--served-model-name", *deployment.names]
+def arguments(
+    deployment: Deployment, placement: Placement, port: int, flags: EngineFlags | None = None
+) -> tuple[str, ...]:
+    """The arguments after ``vllm``, without secrets (the key goes into the environment).
+
+    Args:
+        deployment: What is to be served.
+        placement: On which GPUs.
+        port: Where it listens.
+        flags: What the engine understands; without them, ``args`` are written as most flags are.
+    """
+    index = FlagIndex(flags) if flags else None
+    result = ["serve", deployment.model, "--host", deployment.host, "--port", str(port)]
+    result += ["--served-model-name", *deployment.names]
     sizes = {
-        "--tensor-parallel-size": deployment.tensor_parallel_size,
-        "--pipeline-parallel-size": deployment.pipeline_parallel_size,
-        "--data-parallel-size": deployment.data_parallel_size,
+        "tensor-parallel-size": deployment.tensor_parallel_size,
+        "pipeline-parallel-size": deployment.pipeline_parallel_size,
+        "data-parallel-size": deployment.data_parallel_size,
     }
-    for flag, size in sizes.items():
+    for name, size in sizes.items():
         if size != 1:
-            flags += [flag, str(size)]
+            result += words(name, size)
     if placement.gpus:
         share = min(utilization_of(gpu) for gpu in placement.gpus)
-        flags += ["--gpu-memory-utilization", f"{share:g}"]
-    named: dict[str, object] = {
-        "--max-model-len": deployment.max_model_len,
-        "--chat-template": deployment.chat_template,
-        "--tool-call-parser": deployment.tool_call_parser,
-        "--reasoning-parser": deployment.reasoning_parser,
+        result += ["--gpu-memory-utilization", f"{share:g}"]
+    fields = {
+        "revision": deployment.revision,
+        "runner": deployment.runner,
+        "convert": deployment.convert,
+        "dtype": deployment.dtype,
+        "quantization": deployment.quantization,
+        "max-model-len": deployment.max_model_len,
+        "chat-template": deployment.chat_template,
+        "tool-call-parser": deployment.tool_call_parser,
+        "reasoning-parser": deployment.reasoning_parser,
     }
-    for flag, value in named.items():
-        if value is not None:
-            flags += [flag, str(value)]
+    for name, value in fields.items():
+        result += words(name, value)
+    if deployment.lora_modules:
+        modules = [_adapter(name, path) for name, path in deployment.lora_modules.items()]
+        result += ["--enable-lora", "--lora-modules", *modules]
     if deployment.enable_auto_tool_choice:
-        flags.append("--enable-auto-tool-choice")
-    for name, value in deployment.args.items():
-        flags += _flag(name, value)
-    return tuple(flags)
+        result.append("--enable-auto-tool-choice")
+    for name, given in deployment.args.items():
+        result += words(name, given, index.find(name) if index else None)
+    return tuple(result)
 
 
-def _flag(name: str, value: Any) -> Iterator[str]:
-    flag = name.replace("_", "-")
-    if isinstance(value, bool):
-        # vLLM's booleans are BooleanOptionalAction: each has a --no- twin.
-        yield f"--{flag}" if value else f"--no-{flag}"
-        return
-    if value is None:  # left to vLLM's default
-        return
-    yield f"--{flag}"
-    for item in value if isinstance(value, list | tuple) else (value,):
-        yield json.dumps(item) if isinstance(item, Mapping | list | tuple) else str(item)
+def _adapter(name: str, path: str) -> str:
+    # vLLM takes NAME=PATH where there is no comma, and else JSON (LoRAParserAction in cli_args.py).
+    if "=" in name or "," in name + path:
+        return json.dumps({"name": name, "path": path})
+    return f"{name}={path}"
 
 
 def environment(
@@ -149,11 +160,12 @@ def launch_spec(
     cwd: str,
     tmp: str,
     log: str,
+    flags: EngineFlags | None = None,
 ) -> LaunchSpec:
-    """Everything that a launcher needs."""
+    """Everything that a launcher needs; ``flags`` as for ``arguments``."""
     return LaunchSpec(
         instance=instance,
-        argv=(engine.executable, *arguments(deployment, placement, port)),
+        argv=(engine.executable, *arguments(deployment, placement, port, flags)),
         env=environment(
             deployment, engine=engine, placement=placement, api_key=api_key, base=base, tmp=tmp, title=title
         ),

@@ -1,5 +1,6 @@
 import pytest
 
+from tests.vllm_flags import vllm_0_32
 from vllm_manager.command import arguments, environment, inherited, notes
 from vllm_manager.manifest.model import Deployment
 from vllm_manager.types import Engine, PlacedGpu, Placement
@@ -73,6 +74,36 @@ def test_the_smallest_share_is_what_vllm_gets():
 def test_args_are_rendered_as_vllm_reads_them(value, expected):
     found = list(arguments(deployment(args={"x-y": value}), CPU, 1))
     assert found[found.index("--served-model-name") + 3 :] == expected
+
+
+def test_args_are_rendered_as_that_engine_reads_them():
+    args = {"asc": 2, "allowed-origins": ["*"], "middleware": ["a", "b"], "seed": -1, "cc.mode": 3}
+    found = arguments(deployment(args=args), CPU, 1, vllm_0_32())
+    assert found[found.index("--api-server-count") :] == (
+        "--api-server-count", "2", "--allowed-origins", '["*"]', "--middleware", "a", "--middleware", "b",
+        "--seed=-1", "--compilation-config.mode", "3",
+    )  # fmt: skip
+
+
+def test_the_fields_of_vllm_become_flags():
+    fields = {
+        "revision": "main",
+        "runner": "pooling",
+        "convert": "embed",
+        "dtype": "half",
+        "quantization": "awq",
+    }
+    found = arguments(deployment(**fields, max_model_len="auto"), CPU, 1)
+    for name, value in {**fields, "max-model-len": "auto"}.items():
+        assert found[found.index(f"--{name}") + 1] == value
+
+
+def test_adapters_are_json_where_a_comma_or_an_equals_sign_would_split_them():
+    modules = {"a": "/p/q=1", "b": "/p,q", "c": "org/c"}
+    found = arguments(deployment().model_copy(update={"lora_modules": modules}), CPU, 1)
+    at = found.index("--lora-modules")
+    assert "--enable-lora" in found
+    assert found[at + 1 : at + 4] == ("a=/p/q=1", '{"name": "b", "path": "/p,q"}', "c=org/c")
 
 
 def test_no_secret_is_on_the_command_line():
