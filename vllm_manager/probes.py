@@ -1,6 +1,6 @@
 """Questions to a running instance over HTTP: which models, does it produce a token, is it busy."""
 
-import math
+import asyncio
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,10 +9,19 @@ from typing import Any, Self
 
 import aiohttp
 
+from vllm_manager import warm_ups
 from vllm_manager.errors import WarmUpFailed
+from vllm_manager.tasks import candidates
 from vllm_manager.types import Task
 
 MODELS_TIMEOUT = 10.0
+
+# vLLM's own (v1/metrics/loggers.py, 0.32). The iterations are counted for every kind of model.
+_GAUGES = frozenset({"vllm:num_requests_running", "vllm:num_requests_waiting"})
+_COUNTERS = frozenset(
+    {"vllm:iteration_tokens_total_count", "vllm:prompt_tokens_total", "vllm:generation_tokens_total"}
+)
+_METRIC = re.compile(r"^(vllm:\w+)\{([^}]*)\} (\S+)$", re.M)
 WARM_UP_TIMEOUT = 60.0
 
 
@@ -27,6 +36,21 @@ class Models:
 
     names: tuple[str, ...]
     max_model_len: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What an instance's own metrics say at one moment.
+
+    Attributes:
+        requests: Running and queued.
+        progress: A figure that moves whenever the engine has computed something.
+        asleep: Whether it was put to sleep, and so computes nothing by intent.
+    """
+
+    requests: float
+    progress: float
+    asleep: bool = False
 
 
 class HttpProbe:
@@ -44,7 +68,12 @@ class HttpProbe:
 
     async def __aenter__(self) -> Self:
         # trust_env stays off: a proxy of the environment has no business on the way to our own instance.
-        self._session = aiohttp.ClientSession(headers=self._headers, cookie_jar=aiohttp.DummyCookieJar())
+        # A certificate needn't be made out to the address in use; whose socket it is gets checked instead.
+        self._session = aiohttp.ClientSession(
+            headers=self._headers,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            connector=aiohttp.TCPConnector(ssl=False),
+        )
         return self
 
     async def __aexit__(
@@ -80,99 +109,80 @@ class HttpProbe:
         Raises:
             WarmUpFailed: It answered with an error, with nothing, or not in time.
         """
-        if "embed" in supported_tasks:
-            return await self._embed(model)
-        if "classify" in supported_tasks:
-            return await self._classify(model)
-        if supported_tasks and "generate" not in supported_tasks:
-            raise WarmUpFailed(
-                cause=f"no warm-up is known for a model of the task {', '.join(supported_tasks)}",
-                hint="set readiness: {warm_up: false} to accept its HTTP answer alone",
-                permanent=True,
-            )
-        return await self._generate(model)
+        for task in candidates(supported_tasks):
+            status, body = await self._ask(task, model)
+            if warm_ups.offered(task, status, body):
+                warm_ups.check(task, status, body)
+                return task
+        raise WarmUpFailed(
+            cause=f"no warm-up is known for a model of the task {', '.join(supported_tasks) or 'unknown'}",
+            hint="set `readiness: {warm_up: false}` to accept its HTTP answer alone",
+            permanent=True,
+        )
 
-    async def _generate(self, model: str) -> Task:
-        chat = {"model": model, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
-        status, body = await self._ask("/v1/chat/completions", chat)
-        task = Task.CHAT
-        if status == 400 and "chat template" in _message(body):
-            status, body = await self._ask(
-                "/v1/completions", {"model": model, "prompt": "hi", "max_tokens": 1}
-            )
-            task = Task.COMPLETION
-        self._check(status, body)
-        usage = body.get("usage") if isinstance(body, dict) else None
-        tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
-        # The text may well be empty (a token that decodes to nothing); the count is the proof.
-        if not isinstance(tokens, int) or tokens < 1:
-            raise WarmUpFailed(cause=f"the 1-token request yielded no token (usage: {usage})", status=status)
-        return task
+    async def canary(self, model: str, task: Task, timeout: float) -> bool:
+        """Whether a smallest real request gets a sign of life within so many seconds.
 
-    async def _embed(self, model: str) -> Task:
-        status, body = await self._ask("/v1/embeddings", {"model": model, "input": "hi"})
-        self._check(status, body)
-        if not _all_finite(_first(body).get("embedding")):
-            raise WarmUpFailed(cause="the embedding of the warm-up isn't a list of finite numbers")
-        return Task.EMBED
+        A refusal (4xx, or 503 from a busy instance) is one: nothing was computed, and nothing hung.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                warm_ups.check(task, *await self._ask(task, model))
+        except WarmUpFailed as error:
+            return error.status is not None and (400 <= error.status < 500 or error.status == 503)
+        except TimeoutError:
+            return False
+        return True
 
-    async def _classify(self, model: str) -> Task:
-        status, body = await self._ask("/classify", {"model": model, "input": "hi"})
-        self._check(status, body)
-        if not _all_finite(_first(body).get("probs")):
-            raise WarmUpFailed(cause="the classification of the warm-up isn't a list of finite numbers")
-        return Task.CLASSIFY
-
-    async def requests_running(self) -> float | None:
-        """Requests that it runs or has queued, by its own gauges; None where they can't be read."""
+    async def load(self) -> Load | None:
+        """What its metrics say; None where they can't be read."""
         try:
             status, body = await self._request("GET", "/metrics", timeout=MODELS_TIMEOUT)
-        except (aiohttp.ClientError, TimeoutError, OSError):
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
             return None
-        found = re.findall(r"^vllm:num_requests_(?:running|waiting)\{[^}]*\} (\S+)$", str(body), re.M)
-        return sum(float(value) for value in found) if status == 200 and found else None
+        figures = _figures(str(body))
+        if status != 200 or not figures:
+            return None
+        return Load(
+            requests=sum(value for name, _, value in figures if name in _GAUGES),
+            progress=sum(value for name, _, value in figures if name in _COUNTERS),
+            asleep=any(
+                name == "vllm:engine_sleep_state" and value and 'sleep_state="awake"' not in labels
+                for name, labels, value in figures
+            ),
+        )
 
-    async def _ask(self, path: str, body: Mapping[str, Any]) -> tuple[int, Any]:
+    async def _ask(self, task: Task, model: str) -> tuple[int, Any]:
+        warm_up = warm_ups.WARM_UPS[task]
+        fields = {"model": model, **warm_up.body}
+        content: dict[str, Any] = {"data": _form(fields)} if warm_up.with_sound else {"json": fields}
         try:
-            return await self._request("POST", path, json=body, timeout=WARM_UP_TIMEOUT)
+            return await self._request("POST", warm_up.path, timeout=WARM_UP_TIMEOUT, **content)
         except TimeoutError as error:
-            raise WarmUpFailed(cause=f"no token within {WARM_UP_TIMEOUT:g} s") from error
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise WarmUpFailed(cause=f"the connection broke during the 1-token request: {error}") from error
-
-    @staticmethod
-    def _check(status: int, body: Any) -> None:
-        if status != 200:
             raise WarmUpFailed(
-                cause=f"the 1-token request failed with HTTP {status}: {_message(body)[:300]}", status=status
-            )
+                cause=f"{warm_up.name} got no answer within {WARM_UP_TIMEOUT:g} s",
+                hint="kernels may still be compiling, or the engine hangs; the log may say which",
+            ) from error
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise WarmUpFailed(
+                cause=f"the connection broke during {warm_up.name}: {error}", hint="the log says what it met"
+            ) from error
 
-    async def _request(
-        self, method: str, path: str, *, timeout: float, json: Mapping[str, Any] | None = None
-    ) -> tuple[int, Any]:
+    async def _request(self, method: str, path: str, *, timeout: float, **content: Any) -> tuple[int, Any]:
         assert self._session is not None  # noqa: S101 - used inside its own context only
         limit = aiohttp.ClientTimeout(total=timeout)
-        async with self._session.request(method, self._root + path, json=json, timeout=limit) as response:
+        async with self._session.request(method, self._root + path, timeout=limit, **content) as response:
             if response.content_type == "application/json":
                 return response.status, await response.json()
             return response.status, await response.text()
 
 
-def _message(body: Any) -> str:
-    if isinstance(body, dict):
-        error = body.get("error", body)
-        return str(error.get("message", error) if isinstance(error, dict) else error)
-    return str(body)
+def _figures(metrics: str) -> list[tuple[str, str, float]]:
+    """Name, labels and value of vLLM's metrics."""
+    return [(name, labels, float(value)) for name, labels, value in _METRIC.findall(metrics)]
 
 
-def _first(body: Any) -> Mapping[str, Any]:
-    data = body.get("data") if isinstance(body, dict) else None
-    return data[0] if isinstance(data, list) and data and isinstance(data[0], dict) else {}
-
-
-def _all_finite(values: Any) -> bool:
-    return (
-        isinstance(values, list)
-        and bool(values)
-        and all(isinstance(value, int | float) and math.isfinite(value) for value in values)
-    )
+def _form(fields: Mapping[str, Any]) -> aiohttp.FormData:
+    form = aiohttp.FormData({name: str(value) for name, value in fields.items()})
+    form.add_field("file", warm_ups.sound(), filename="sound.wav", content_type="audio/wav")
+    return form

@@ -127,7 +127,8 @@ class StartupWatch:
         # vLLM can log that it is up while a stranger holds its port: the answer must come from ours.
         if not await asyncio.to_thread(self._running.serves, self._port):
             raise self._stolen()
-        missing = [name for name in self._deployment.names if name not in models.names]
+        wanted = (*self._deployment.names, *self._deployment.lora_modules)
+        missing = [name for name in wanted if name not in models.names]
         if missing:
             raise StartFailed(
                 cause=f"it serves {', '.join(models.names) or 'nothing'}, not {', '.join(missing)}",

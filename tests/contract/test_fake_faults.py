@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from fake_engine import make_fake_engine
 from fake_vllm import FAILURES, PHASES
-from vllm_instances import PREFIX, Engine, Instance, eventually
+from vllm_instances import MODEL, MODELS, PREFIX, Engine, Instance, eventually, tone
 
 CHAT = "/v1/chat/completions"
 BODY = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
@@ -29,10 +29,13 @@ def fake(tmp_path_factory: pytest.TempPathFactory) -> Engine:
 
 @pytest.fixture
 def start(fake: Engine, tmp_path: Path) -> Start:
-    def begin(*flags: str, **knobs: Any) -> AbstractContextManager[Instance]:
+    def begin(
+        *flags: str, model: Path = MODEL, max_model_len: int = 512, **knobs: Any
+    ) -> AbstractContextManager[Instance]:
         directory = tmp_path / str(len(list(tmp_path.iterdir())))
         directory.mkdir()
-        return fake.start(directory, *flags, knobs={"startup": 0.05, **knobs})
+        flags = (*flags, "--max-model-len", str(max_model_len))
+        return fake.start(directory, *flags, model=model, knobs={"startup": 0.05, **knobs})
 
     return begin
 
@@ -342,21 +345,48 @@ def test_spews(start: Start) -> None:
         eventually(lambda: len(instance.stdout) > 200_000, 5, "output")
 
 
-def test_pooling_models(start: Start) -> None:
-    with start("--runner", "pooling", "--convert", "embed") as instance:
+POOLING = ("--runner", "pooling", "--convert")
+
+
+@pytest.mark.parametrize(
+    ("flags", "path", "body", "key"),
+    [
+        (("embed",), "/v1/embeddings", {"input": "a"}, "embedding"),
+        (("classify",), "/classify", {"input": "a"}, "probs"),
+        (
+            ("classify", "--hf-overrides", '{"num_labels": 1}'),
+            "/score",
+            {"text_1": "a", "text_2": "b"},
+            "score",
+        ),
+        (("embed", "--pooler-config", '{"task": "token_embed"}'), "/pooling", {"input": "a"}, "data"),
+    ],
+)
+def test_figures_that_are_not_finite_come_as_null(
+    start: Start, flags: tuple[str, ...], path: str, body: dict[str, Any], key: str
+) -> None:
+    with start(*POOLING, *flags, not_finite=True) as instance:
         instance.wait_until_open()
-        answer = instance.ask("POST", "/v1/embeddings", {"model": "tiny", "input": ["a", "b"]}).json
-        assert [len(entry["embedding"]) for entry in answer["data"]] == [64, 64]
-        assert instance.ask("POST", CHAT, BODY).status == 404
-        assert "Supported tasks: ['embed', 'token_embed']" in instance.stdout
-    with start("--runner", "pooling", "--convert", "classify") as instance:
+        row = instance.ask("POST", path, body).json["data"][0][key]
+        while isinstance(row, list):
+            row = row[0]
+        assert row is None
+
+
+def test_without_the_libraries_no_sound_is_understood(start: Start) -> None:
+    with start(model=MODELS / "tiny-whisper", max_model_len=64, no_sound_libraries=True) as instance:
         instance.wait_until_open()
-        assert instance.ask("POST", "/classify", {"input": "a"}).json["data"][0]["probs"] == [0.5]
-        answer = instance.ask("POST", "/v1/rerank", {"query": "a", "documents": ["b", "c"]}).json
-        assert len(answer["results"]) == 2
-        assert (
-            instance.ask("POST", "/v1/score", {"text_1": "a", "text_2": "b"}).json["data"][0]["score"] == 0.5
-        )
+        answer = instance.upload("/v1/audio/transcriptions", {}, tone(0.1))
+        assert (answer.status, answer.json["error"]["message"]) == (400, "Invalid or unsupported audio file.")
+
+
+def test_an_adapter_that_is_not_there_ends_the_start(start: Start, tmp_path: Path) -> None:
+    with start("--enable-lora", "--lora-modules", f"x={tmp_path}/none") as instance:
+        assert instance.process.wait(5) == 1
+        assert f"Loading lora x failed: No adapter found for {tmp_path}/none" in instance.stderr
+    with start("--lora-modules", f"x={tmp_path}") as instance:
+        assert instance.process.wait(5) == 1
+        assert "LoRA is not enabled" in instance.stderr
 
 
 def test_cuda_build_has_no_worker_and_shows_its_phases(tmp_path: Path) -> None:

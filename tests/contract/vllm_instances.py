@@ -1,6 +1,7 @@
 """Starting a vLLM, real or fake, and looking at it."""
 
 import http.client
+import io
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import signal
 import socket
 import subprocess
 import time
+import wave
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -19,7 +21,8 @@ import pytest
 
 from vllm_manager.paths import engines_dir
 
-MODEL = Path(__file__).parents[2] / "manifests" / "models" / "tiny"
+MODELS = Path(__file__).parents[2] / "manifests" / "models"
+MODEL = MODELS / "tiny"
 KEY = "contract-key"
 PREFIX = "vm-contract"
 # A CPU build alone on two cores needs 25 s; beside other work 70 s were seen.
@@ -171,6 +174,22 @@ class Instance:
             headers = {name.lower(): value for name, value in response.getheaders()}
             return Answer(response.status, headers, response.read().decode())
 
+    def upload(self, path: str, fields: dict[str, str], sound: bytes) -> Answer:
+        """The answer to a form with a sound file."""
+        boundary = "a-boundary-that-no-sound-has"
+        parts = [f'name="{name}"\r\n\r\n{value}'.encode() for name, value in fields.items()]
+        parts.append(b'name="file"; filename="a.wav"\r\nContent-Type: audio/wav\r\n\r\n' + sound)
+        edge = f"--{boundary}".encode()
+        body = b"".join(edge + b"\r\nContent-Disposition: form-data; " + part + b"\r\n" for part in parts)
+        headers = {
+            "Authorization": f"Bearer {KEY}",
+            "Content-Type": f"multipart/form-data; boundary={boundary}",
+        }
+        with self.connect() as connection:
+            connection.request("POST", path, body + edge + b"--\r\n", headers)
+            response = connection.getresponse()
+            return Answer(response.status, {}, response.read().decode())
+
     def end(self) -> None:
         """Kill what is left of the session and remove what it leaked."""
         if self.process.poll() is not None:
@@ -193,8 +212,15 @@ class Engine:
     python: Path
 
     @contextmanager
-    def start(self, directory: Path, *extra: str, knobs: dict[str, Any] | None = None) -> Iterator[Instance]:
-        """Start the tiny model; ``knobs`` are for the fake alone. Nothing outlives the block."""
+    def start(
+        self,
+        directory: Path,
+        *extra: str,
+        knobs: dict[str, Any] | None = None,
+        model: Path = MODEL,
+        env: dict[str, str] | None = None,
+    ) -> Iterator[Instance]:
+        """Start a tiny model; ``knobs`` are for the fake alone. Nothing outlives the block."""
         port = free_port()
         environment = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
         environment |= {
@@ -204,11 +230,12 @@ class Engine:
             "VLLM_NO_USAGE_STATS": "1",
             "HF_HUB_OFFLINE": "1",
             "FAKE_VLLM": json.dumps(knobs or {}),
+            **(env or {}),
         }
         for variable, name in (("TMPDIR", "tmp"), ("VLLM_RPC_BASE_PATH", "rpc")):
             (directory / name).mkdir()
             environment[variable] = str(directory / name)
-        command = [self.python.with_name("vllm"), "serve", MODEL, "--served-model-name", "tiny", "tiny-alias"]
+        command = [self.python.with_name("vllm"), "serve", model, "--served-model-name", "tiny", "tiny-alias"]
         command += ["--host", "127.0.0.1", "--port", str(port), "--load-format", "dummy", "--enforce-eager"]
         command += ["--max-model-len", "512", *extra]
         with (directory / "stdout").open("wb") as stdout, (directory / "stderr").open("wb") as stderr:
@@ -225,6 +252,26 @@ class Engine:
             yield instance
         finally:
             instance.end()
+
+
+def tone(seconds: float) -> bytes:
+    """A WAV file of 16 kHz with a tone in it."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as writer:
+        writer.setnchannels(1)
+        writer.setsampwidth(2)
+        writer.setframerate(16_000)
+        writer.writeframes((b"\x00\x08" * 20 + b"\x00\xf8" * 20) * int(400 * seconds))
+    return file.getvalue()
+
+
+def sound_libraries(python: Path, directory: Path) -> dict[str, str]:
+    """What an engine's environment needs so that it can read sound files; nothing where it can already."""
+    if subprocess.run([python, "-c", "import av, soundfile"], capture_output=True).returncode == 0:
+        return {}
+    install = [python, "-m", "pip", "install", "-q", "--no-deps", "--target", directory, "soundfile", "av"]
+    subprocess.run([str(part) for part in install], check=True)
+    return {"PYTHONPATH": str(directory)}
 
 
 def real_engine() -> Path | None:

@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
+from fake_model import Model
+
 VERSION = "0.32.0+cpu"
 STARTED = time.time()
 
@@ -198,6 +200,9 @@ KNOBS: dict[str, tuple[Callable[[Any], bool], Any]] = {
     "warmup_500": (_flag, False),
     "drop_mid_stream": (_flag, False),
     "no_chat_template": (_flag, False),
+    "silent_tasks": (_flag, False),
+    "not_finite": (_flag, False),
+    "no_sound_libraries": (_flag, False),
     "empty_completion": (_flag, False),
 }
 
@@ -280,6 +285,7 @@ class Start:
         self.temporary = os.environ.get("TMPDIR") or "/tmp"
         self.shared_memory = [f"/dev/shm/psm_{os.urandom(4).hex()}" for _ in range(2)]
         self.failing = self._failing()
+        self.model = Model(args, {})  # until its configuration is read
         tp, pp = args.tensor_parallel_size, args.pipeline_parallel_size
         # On CUDA a world of one runs inside EngineCore; the CPU build always has a worker process.
         self.ranks = ["Worker"] if tp * pp == 1 and not self.gpu else []
@@ -680,6 +686,7 @@ REASONS = {
     401: "Unauthorized",
     404: "Not Found",
     405: "Method Not Allowed",
+    501: "Not Implemented",
     500: "Internal Server Error",
     503: "Service Unavailable",
 }
@@ -795,7 +802,8 @@ class Api:
         self.knobs = start.knobs
         self.engine = engine
         self.stats = Stats()
-        self.pools = self.args.runner == "pooling"
+        self.model = start.model
+        self.adapters = {} if self.knobs.wrong_model_name else adapters(self.args)
         self.names = ["some-other-model"] if self.knobs.wrong_model_name else self.args.served_model_name
         self.fingerprint = f"vllm-{start.release}-{os.urandom(4).hex()}"
         self.keys = self.args.api_key or [key for key in [os.environ.get("VLLM_API_KEY")] if key]
@@ -805,6 +813,12 @@ class Api:
         self.taken = 0
         self._lock = threading.Lock()
         self._halt_read, self._halt_write = os.pipe()  # readable for ever once requests must end
+        self.tls = None
+        if self.args.ssl_certfile:
+            import ssl  # 2 MB, which no other instance pays
+
+            self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self.tls.load_cert_chain(self.args.ssl_certfile, self.args.ssl_keyfile)
         self.routes = self._routes()
 
     def _routes(self) -> dict[str, dict[str, Callable[[Connection], None]]]:
@@ -818,19 +832,28 @@ class Api:
             "/v1/models": {"GET": self.models},
             "/ping": {"GET": self.health, "POST": self.health},
         }
-        if not self.pools:
+        # As vllm/entrypoints/launchers/api_server/routers.py: by what is supported, which is more than what
+        # the pooler does. A route whose handler is missing answers 501.
+        if "generate" in self.model.supported:
             chat, completion = {"POST": self.chat}, {"POST": self.completion}
-            return routes | {
+            routes |= {
                 "/invocations": chat,
                 "/v1/chat/completions": chat,
                 "/v1/completions": completion,
             }
-        score, rerank = {"POST": self.score}, {"POST": self.rerank}
-        routes |= {"/pooling": {"POST": self.pooling}}
-        routes |= {"/score": score, "/v1/score": score, "/rerank": rerank, "/v1/rerank": rerank}
-        if self.args.convert == "classify":
-            return routes | {"/classify": {"POST": self.classify}}
-        return routes | {"/v1/embeddings": {"POST": self.embeddings}}
+        if "transcription" in self.model.supported:
+            routes |= {"/v1/audio/transcriptions": {"POST": self.transcription}}
+        if self.model.pooling:
+            routes |= {"/pooling": {"POST": self.pooling}}
+        if self.model.scores:
+            score, rerank = {"POST": self.score}, {"POST": self.rerank}
+            routes |= {"/score": score, "/v1/score": score}
+            routes |= {"/rerank": rerank, "/v1/rerank": rerank, "/v2/rerank": rerank}
+        if "classify" in self.model.supported:
+            routes |= {"/classify": {"POST": self.classify}}
+        if "embed" in self.model.supported:
+            routes |= {"/v1/embeddings": {"POST": self.embeddings}}
+        return routes
 
     def _load(self) -> int:
         return self.in_flight if self.args.enable_server_load_tracking else 0
@@ -843,8 +866,8 @@ class Api:
     def serve(self, peer: socket.socket, address: tuple[Any, ...]) -> None:
         """Answer one connection's requests until it ends."""
         try:
-            with peer:
-                peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with self.tls.wrap_socket(peer, server_side=True) if self.tls else peer as peer:
                 connection = Connection(peer, address)
                 while connection.read():
                     self.count(1)
@@ -905,18 +928,15 @@ class Api:
             "group": None,
             "is_blocking": False,
         }
+        known = {"object": "model", "created": now, "owned_by": "vllm", "permission": [permission]}
+        length = self.args.max_model_len
         data = [
-            {
-                "id": name,
-                "object": "model",
-                "created": now,
-                "owned_by": "vllm",
-                "root": self.args.model,
-                "parent": None,
-                "max_model_len": self.args.max_model_len,
-                "permission": [permission],
-            }
+            {"id": name, "root": self.args.model, "parent": None, "max_model_len": length, **known}
             for name in self.names
+        ]
+        data += [
+            {"id": name, "root": path, "parent": self.names[0], "max_model_len": None, **known}
+            for name, path in self.adapters.items()
         ]
         connection.reply(200, {"object": "list", "data": data})
 
@@ -966,12 +986,21 @@ class Api:
         if required and required not in body:
             problem = {"type": "missing", "loc": f"body.{required}", "msg": "Field required"}
             raise invalid(problem | {"input": f"<dict of {len(body)} items>"}, f"body.{required}")
-        model = body.get("model")
-        if model and model not in self.names:
-            aliases = "" if self.pools else f" Valid aliases: {', '.join(self.names)}."
-            message = f"The model `{model}` does not exist.{aliases}"
-            raise refused(message, None if self.pools else "model", 404, "NotFoundError")
+        self.check_model(body)
         return body
+
+    def check_model(self, body: dict[str, Any]) -> None:
+        """Refuse a model that isn't served."""
+        model = body.get("model")
+        if model and model not in self.names and model not in self.adapters:
+            pools = self.model.pooling is not None
+            aliases = "" if pools else f" Valid aliases: {', '.join(self.names)}."
+            message = f"The model `{model}` does not exist.{aliases}"
+            raise refused(message, None if pools else "model", 404, "NotFoundError")
+
+    def answering_as(self, body: dict[str, Any]) -> str:
+        """The name in an answer: the first served one, or the adapter's."""
+        return body["model"] if body.get("model") in self.adapters else self.names[0]
 
     def prompt_tokens(self, text: str, overhead: int = 0) -> int:
         """The length of a prompt, refused where it doesn't fit."""
@@ -997,7 +1026,7 @@ class Api:
     def chat_tokens(self, body: dict[str, Any]) -> int:
         """The length of a chat prompt, templated."""
         messages = body.get("messages") or []
-        if self.knobs.no_chat_template:
+        if self.knobs.no_chat_template or not self.model.has_template:
             raise refused(
                 "As of transformers v4.44, default chat template is no longer allowed, so you must provide a "
                 "chat template if the tokenizer does not define one."
@@ -1172,7 +1201,7 @@ class Api:
             "id": identifier("chatcmpl" if chat else "cmpl"),
             "object": "chat.completion" if chat else "text_completion",
             "created": int(time.time()),
-            "model": self.names[0],
+            "model": self.answering_as(body),
             "choices": [choice],
             "service_tier": None,
             "system_fingerprint": self.fingerprint,
@@ -1197,7 +1226,7 @@ class Api:
             "id": identifier("chatcmpl" if chat else "cmpl"),
             "object": "chat.completion.chunk" if chat else "text_completion",
             "created": int(time.time()),
-            "model": self.names[0],
+            "model": self.answering_as(body),
         }
         begun, count = False, 0
         try:
@@ -1246,49 +1275,160 @@ class Api:
         }
         connection.reply(200, answer | {"data": data, "usage": self.usage(count, 0)})
 
+    def implemented(self, task: str, name: str) -> None:
+        """Refuse where the pooler does another task than the route is for."""
+        if self.model.pooling != task:
+            message = f"The model does not support {name} API"
+            raise refused(message, None, 501, "NotImplementedError")
+
     def inputs(self, connection: Connection) -> tuple[list[Any], int]:
         """The texts of ``input`` and their tokens, read by the engine."""
         given = self.body(connection, "input")["input"]
         texts = given if isinstance(given, list) else [given]
+        if not texts:
+            raise refused("You must pass at least one prompt")
         return texts, self.pool(connection, *texts)
 
+    def figures(self, values: Any) -> Any:
+        """The values, or the null that some encoders make of NaN."""
+        if not self.knobs.not_finite:
+            return values
+        return [self.figures(value) for value in values] if isinstance(values, list) else None
+
     def embeddings(self, connection: Connection) -> None:
-        """POST /v1/embeddings: 64 numbers per text, of length 1."""
+        """POST /v1/embeddings."""
+        self.implemented("embed", "Embeddings")
         texts, count = self.inputs(connection)
-        data = [{"index": i, "object": "embedding", "embedding": [0.125] * 64} for i in range(len(texts))]
+        vector = self.figures(self.model.vector())
+        data = [{"index": i, "object": "embedding", "embedding": vector} for i in range(len(texts))]
         self.pooled(connection, "embd", data, count)
 
     def pooling(self, connection: Connection) -> None:
         """POST /pooling."""
         texts, count = self.inputs(connection)
-        data = [{"index": i, "object": "pooling", "data": [0.125] * 64} for i in range(len(texts))]
+        data = [
+            {"index": i, "object": "pooling", "data": self.figures(self.model.pooled(tokens_in(str(text))))}
+            for i, text in enumerate(texts)
+        ]
         self.pooled(connection, "pooling", data, count)
 
     def classify(self, connection: Connection) -> None:
         """POST /classify."""
+        self.implemented("classify", "Classification")
         texts, count = self.inputs(connection)
-        verdict = {"label": "LABEL_0", "probs": [0.5], "num_classes": 1}
+        probabilities = self.figures(self.model.probabilities())
+        verdict = {"label": "LABEL_0", "probs": probabilities, "num_classes": len(probabilities)}
         self.pooled(connection, "classify", [{"index": i} | verdict for i in range(len(texts))], count)
 
     def score(self, connection: Connection) -> None:
         """POST /v1/score."""
         body = self.body(connection)
         seconds = body["text_2"] if isinstance(body["text_2"], list) else [body["text_2"]]
-        count = self.pool(connection, body["text_1"], *seconds)
-        data = [{"index": i, "object": "score", "score": 0.5} for i in range(len(seconds))]
+        count = self.compare(connection, body["text_1"], seconds)
+        data = [
+            {"index": i, "object": "score", "score": self.figures(self.model.score(body["text_1"], text))}
+            for i, text in enumerate(seconds)
+        ]
         self.pooled(connection, "score", data, count)
+
+    def compare(self, connection: Connection, query: str, texts: list[str]) -> int:
+        """Have the engine read a query with each of the texts; their tokens."""
+        if not texts:
+            raise refused("At least one text_pair element must be given")
+        return self.pool(connection, query, *texts)
 
     def rerank(self, connection: Connection) -> None:
         """POST /v1/rerank."""
         body = self.body(connection, "documents")
-        count = self.pool(connection, body["query"], *body["documents"])
+        count = self.compare(connection, body["query"], body["documents"])
+        scored = [(self.model.score(body["query"], text), i) for i, text in enumerate(body["documents"])]
         results = [
-            {"index": i, "document": {"text": text, "multi_modal": None}, "relevance_score": 0.5}
-            for i, text in enumerate(body["documents"])
+            {
+                "index": i,
+                "document": {"text": body["documents"][i], "multi_modal": None},
+                "relevance_score": self.figures(score),
+            }
+            for score, i in sorted(scored, key=lambda pair: -pair[0])
         ]
         usage = {"prompt_tokens": count, "total_tokens": count}
-        answer = {"id": identifier("score"), "model": self.names[0], "usage": usage, "results": results}
-        connection.reply(200, answer)
+        answer = {"id": identifier("score"), "model": self.names[0], "usage": usage}
+        connection.reply(200, answer | {"results": results[: body.get("top_n") or len(results)]})
+
+    def transcription(self, connection: Connection) -> None:
+        """POST /v1/audio/transcriptions."""
+        fields, sound = form_of(connection)
+        if sound is None:
+            problem = {"type": "missing", "loc": "body.file", "msg": "Field required"}
+            raise invalid(problem | {"input": f"<dict of {len(fields)} items>"}, "body.file")
+        self.check_model(fields)
+        language = fields.get("language")
+        if language and language not in LANGUAGES:
+            raise refused(f"Unsupported language: {language!r}.  Must be one of {list(LANGUAGES)}.")
+        if self.knobs.no_sound_libraries:
+            raise refused("Invalid or unsupported audio file.")
+        seconds = seconds_of(sound)
+        count = int(fields.get("max_completion_tokens") or 0) or len(WORDS)
+        text = "".join(word for word, _ in self.generate(connection, 4, (count, "length")))
+        if fields.get("response_format") == "verbose_json":
+            known = {"duration": seconds, "language": language or "en", "text": text}
+            connection.reply(200, known | {"segments": [], "words": None})
+            return
+        usage = {"type": "duration", "seconds": -int(-seconds // 1)}
+        connection.reply(200, {"text": text, "usage": usage})
+
+
+LANGUAGES = ("de", "en", "es", "fr", "ja", "zh")
+
+
+def form_of(connection: Connection) -> tuple[dict[str, str], bytes | None]:
+    """The fields of a multipart form, and the content of its ``file``."""
+    _, _, boundary = connection.headers.get("content-type", "").partition("boundary=")
+    fields: dict[str, str] = {}
+    sound = None
+    if not boundary:
+        return fields, None
+    for part in connection.body.split(b"--" + boundary.strip('"').encode())[1:-1]:
+        head, _, content = part.removeprefix(b"\r\n").partition(b"\r\n\r\n")
+        name = head.decode().partition(' name="')[2].partition('"')[0]
+        if name == "file":
+            sound = content.removesuffix(b"\r\n")
+        else:
+            fields[name] = content.removesuffix(b"\r\n").decode()
+    return fields, sound
+
+
+def seconds_of(sound: bytes) -> float:
+    """The length of a WAV file."""
+    import io
+    import wave
+
+    try:
+        with wave.open(io.BytesIO(sound)) as file:
+            return file.getnframes() / file.getframerate()
+    except (EOFError, wave.Error):
+        message = "Invalid or corrupted audio data. Ensure the input is a valid audio or video file (e.g. a "
+        raise refused(f"{message}complete WAV, MP3, or MP4).") from None
+
+
+def adapters(args: argparse.Namespace) -> dict[str, str]:
+    """--lora-modules: NAME=PATH each."""
+    return dict(module.split("=", 1) for module in args.lora_modules or ())
+
+
+def load_adapters(args: argparse.Namespace) -> None:
+    """What vLLM does with adapters once its engine is up.
+
+    Raises:
+        StartFailure: LoRA is off, or an adapter isn't there.
+    """
+    for name, path in adapters(args).items():
+        if not args.enable_lora:
+            raise StartFailure(
+                "ValueError: Call to add_lora method failed: Worker failed with error 'LoRA is not enabled. "
+                "Use --enable-lora to enable LoRA.'"
+            )
+        if path.startswith("/") and not os.path.exists(os.path.join(path, "adapter_config.json")):
+            raise StartFailure(f"ValueError: Loading lora {name} failed: No adapter found for {path}")
 
 
 # --- the API server ----------------------------------------------------------------------------------
@@ -1348,6 +1488,7 @@ def configure(start: Start) -> None:
             "    For further information visit https://errors.pydantic.dev/2.14/v/value_error"
         )
     args.max_model_len = asked if asked and asked > 0 else derived
+    start.model = Model(args, config)
     log(TAG, "model.py:733", f"Resolved architecture: {config.get('architectures', ['LlamaForCausalLM'])[0]}")
     log(TAG, "model.py:2152", f"Using max model len {args.max_model_len}")
 
@@ -1430,10 +1571,10 @@ def spew(rate: float) -> NoReturn:
 
 def run(start: Start, engine: Engine, listener: socket.socket, api: Api) -> NoReturn:
     """Serve until a signal or the engine's death; both exit with 0."""
-    tasks = {"embed": ["embed", "token_embed"], "classify": ["token_classify", "classify"]}
-    supported = tasks.get(start.args.convert, tasks["embed"])
-    log(TAG, "entry.py:136", f"Supported tasks: {supported if api.pools else ['generate']}")
+    if not start.knobs.silent_tasks:
+        log(TAG, "entry.py:136", f"Supported tasks: {start.model.supported}")
     start.phase("http")
+    load_adapters(start.args)
     asked_read, asked_write = os.pipe()
     if not start.knobs.ignore_sigterm:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -1539,22 +1680,48 @@ def leave() -> NoReturn:
 
 # --- command line ------------------------------------------------------------------------------------
 
-TEXT_FLAGS = """--allowed-local-media-path --attention-backend --block-size --chat-template
---chat-template-content-format --code-revision --compilation-config --config-format --cpu-offload-gb
---data-parallel-size --default-chat-template-kwargs --device-ids --disable-access-log-for-endpoints
---distributed-executor-backend --download-dir --generation-config --gpu-memory-utilization --hf-config-path
---hf-overrides --hf-token --kv-cache-dtype --kv-cache-memory-bytes --kv-transfer-config --limit-mm-per-prompt
---logging-config --max-cpu-loras --max-lora-rank --max-loras --max-num-batched-tokens --max-num-seqs
---mm-processor-kwargs --model-impl --num-gpu-blocks-override --optimization-level --override-generation-config
---pooler-config --quantization --reasoning-parser --revision --root-path --seed --speculative-config
---structured-outputs-config --tokenizer --tokenizer-mode --tokenizer-revision --tool-parser-plugin
---uvicorn-log-level""".split()  # noqa: SIM905 - a word list
-LIST_FLAGS = ("--api-key", "--lora-modules", "--served-model-name")
+TEXT_FLAGS = """--allowed-local-media-path --attention-backend --chat-template
+--chat-template-content-format --code-revision --config-format --disable-access-log-for-endpoints
+--distributed-executor-backend --download-dir --generation-config --hf-config-path --kv-cache-dtype
+--model-impl --optimization-level --quantization --reasoning-parser --reasoning-parser-plugin --revision
+--root-path --ssl-certfile --ssl-ciphers --ssl-keyfile --tokenizer --tokenizer-mode --tokenizer-revision
+--tool-call-parser --tool-parser-plugin --uvicorn-log-level""".split()  # noqa: SIM905 - a word list
+INTEGER_FLAGS = """--api-server-count --block-size --data-parallel-size --max-cpu-loras --max-lora-rank
+--max-loras --max-num-seqs --num-gpu-blocks-override --pipeline-parallel-size --seed --shutdown-timeout
+--tensor-parallel-size""".split()  # noqa: SIM905 - a word list
+JSON_FLAGS = """--allowed-headers --allowed-methods --allowed-origins --compilation-config
+--default-chat-template-kwargs --kv-transfer-config --limit-mm-per-prompt --logging-config
+--mm-processor-kwargs --override-generation-config --pooler-config --speculative-config
+--structured-outputs-config""".split()  # noqa: SIM905 - a word list
+SHORT = {
+    "--api-server-count": "-asc",
+    "--compilation-config": "-cc",
+    "--data-parallel-size": "-dp",
+    "--enable-expert-parallel": "-ep",
+    "--gpu-memory-utilization": "--device-memory-utilization",
+    "--pipeline-parallel-size": "-pp",
+    "--quantization": "-q",
+    "--speculative-config": "-sc",
+    "--tensor-parallel-size": "-tp",
+}
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "--chat-template-content-format": ("auto", "openai", "string"),
+    "--max-lora-rank": (1, 8, 16, 32, 64, 128, 256, 320, 512),
+    "--uvicorn-log-level": ("critical", "debug", "error", "info", "trace", "warning"),
+}
+DEFAULTS = {
+    "--data-parallel-size": 1,
+    "--pipeline-parallel-size": 1,
+    "--shutdown-timeout": 0,
+    "--tensor-parallel-size": 1,
+}
+LIST_FLAGS = ("--allowed-media-domains", "--api-key", "--lora-modules", "--served-model-name")
 BOOLEAN_FLAGS = """--async-scheduling --disable-fastapi-docs --disable-uvicorn-access-log
 --enable-auto-tool-choice --enable-chunked-prefill --enable-expert-parallel --enable-log-outputs
 --enable-log-requests --enable-lora --enable-prefix-caching --enable-prompt-tokens-details
---enable-server-load-tracking --enable-sleep-mode --enable-tokenizer-info-endpoint --enforce-eager
---language-model-only --numa-bind --skip-tokenizer-init --trust-remote-code --use-tqdm-on-load""".split()  # noqa: SIM905 - a word list
+--enable-server-load-tracking --enable-sleep-mode --enable-ssl-refresh --enable-tokenizer-info-endpoint
+--enforce-eager --language-model-only --numa-bind --skip-tokenizer-init --trust-remote-code
+--use-tqdm-on-load""".split()  # noqa: SIM905 - a word list
 DTYPES = ("auto", "bfloat16", "float", "float16", "float32", "half")
 USAGE = (
     "usage: vllm [-h] [-v]\n"
@@ -1563,19 +1730,41 @@ USAGE = (
 )
 
 
-def human_readable_int_or_auto(text: str) -> int:
-    """16K is 16384, 4k is 4000, auto is -1."""
-    if text == "auto":
-        return -1
+def human_readable_int(text: str) -> int:
+    """16K is 16384, 4k is 4000."""
     units = {"k": 10**3, "m": 10**6, "K": 2**10, "M": 2**20}
     return int(float(text[:-1]) * units[text[-1]]) if text[-1:] in units else int(text)
 
 
-def make_parser() -> argparse.ArgumentParser:
+def human_readable_int_or_auto(text: str) -> int:
+    """The same, or auto, which is -1."""
+    return -1 if text == "auto" else human_readable_int(text)
+
+
+def parse_dataclass(text: str) -> Any:
+    """JSON; or any text, since the keys of dotted flags are cut off here."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def union_dict_and_str(text: str) -> Any:
+    """A JSON object, or other text."""
+    return parse_dataclass(text) if text.startswith("{") else text
+
+
+def make_parser(parser: argparse.ArgumentParser | None = None) -> argparse.ArgumentParser:
     """``vllm serve``'s flags: those that a supervisor gives and a few more."""
-    parser = argparse.ArgumentParser("vllm serve", usage="vllm serve [model_tag] [options]")
-    add = parser.add_argument
-    add("model_tag", nargs="?")
+    parser = parser or argparse.ArgumentParser("vllm serve", usage="vllm serve [model_tag] [options]")
+
+    def add(flag: str, **options: Any) -> None:
+        short = [SHORT[flag]] if flag in SHORT else []
+        if flag in CHOICES:
+            options["choices"] = CHOICES[flag]
+        parser.add_argument(flag, *short, **{"default": DEFAULTS.get(flag)} | options)
+
+    parser.add_argument("model_tag", nargs="?")
     add("--host")
     add("--port", type=int, default=8000)
     add("--max-model-len", type=human_readable_int_or_auto)
@@ -1583,15 +1772,24 @@ def make_parser() -> argparse.ArgumentParser:
     add("--load-format", default="auto")
     add("--runner", choices=("auto", "draft", "generate", "pooling"), default="auto")
     add("--convert", choices=("auto", "classify", "embed", "none"), default="auto")
-    add("--tool-call-parser")
-    add("--shutdown-timeout", type=int, default=0)
-    add("--tensor-parallel-size", "-tp", type=int, default=1)
-    add("--pipeline-parallel-size", "-pp", type=int, default=1)
-    add("--disable-log-stats", action="store_true")
+    add("--hf-token", nargs="?")
+    add("--hf-overrides", type=union_dict_and_str)
+    add("--device-ids", type=lambda text: text.split(","))
+    add("--middleware", action="append", type=str)
+    parser.add_argument("--disable-log-stats", action="store_true")
     for flag in TEXT_FLAGS:
-        add(flag, *{"--quantization": ["-q"], "--compilation-config": ["-cc"]}.get(flag, []))
+        add(flag)
+    for flag in INTEGER_FLAGS:
+        add(flag, type=int)
+    for flag in ("--cpu-offload-gb", "--gpu-memory-utilization"):
+        add(flag, type=float)
+    for flag in ("--kv-cache-memory-bytes", "--max-num-batched-tokens"):
+        add(flag, type=human_readable_int)
+    for flag in JSON_FLAGS:
+        add(flag, type=parse_dataclass)
     for flag in LIST_FLAGS:
         add(flag, nargs="+")
+    add("--cudagraph-capture-sizes", nargs="+", type=int)
     for flag in BOOLEAN_FLAGS:
         add(flag, action=argparse.BooleanOptionalAction, default=False)
     return parser

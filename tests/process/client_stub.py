@@ -27,7 +27,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do(self) -> None:
         length = int(self.headers.get("content-length", 0))
-        self.body = json.loads(self.rfile.read(length)) if length else None
+        self.raw = self.rfile.read(length)
+        is_json = self.headers.get("content-type") == "application/json"
+        self.body = json.loads(self.raw) if is_json else None
         self.served += 1
         self.server.requests.append(self)
         self.server.arrived.set()

@@ -20,6 +20,7 @@ from vllm_manager.errors import (
     StreamInterrupted,
     Unavailable,
     UnknownModel,
+    UnsupportedOperation,
 )
 from vllm_manager.store import Secrets, Store
 from vllm_manager.types import Endpoint, Phase
@@ -173,6 +174,96 @@ def test_a_large_answer_arrives_whole(serve, connect):
     stub = serve(lambda handler: handler.chat(text))
 
     assert connect(stub).chat().text == text
+
+
+def test_a_completion_is_whole_or_in_pieces(serve, connect):
+    def script(handler: Handler) -> None:
+        choice = {"index": 0, "text": f"{handler.body['prompt']} upon", "finish_reason": "length"}
+        if not handler.body.get("stream"):
+            handler.answer(200, {"model": "llama", "choices": [choice]})
+            return
+        handler.begin_stream()
+        handler.event({"choices": [choice]})
+        handler.end_stream()
+
+    stub = serve(script)
+    driver = connect(stub)
+
+    assert str(driver.call("complete", "once", max_tokens=1)) == "once upon"
+    stream = driver.client.stream_completion("once")
+    assert driver.collect(stream) == ["once upon"]
+    assert (stream.text, stream.finish_reason, stream.usage.completion_tokens) == ("once upon", "length", 2)
+
+
+def test_the_numbers_of_a_pooling_model_are_read(serve, connect):
+    rows = {
+        "/v1/embeddings": {"embedding": [0.5]},
+        "/classify": {"label": "yes", "probs": [0.5]},
+        "/pooling": {"data": [[0.5]]},
+        "/score": {"score": 0.5},
+    }
+    stub = serve(lambda handler: handler.answer(200, {"data": [{"index": 0} | rows[handler.path]]}))
+    driver = connect(stub)
+
+    assert driver.call("embed", "a").vectors == ([0.5],)
+    assert driver.call("classify", "a").results[0].label == "yes"
+    assert driver.call("pooling", "a").data == ([[0.5]],)
+    assert driver.call("score", "a", "b").scores == (0.5,)
+
+
+@pytest.mark.parametrize("path", ["/v1/rerank", "/rerank"])
+def test_rerank_takes_the_route_that_is_there(serve, connect, path):
+    def script(handler: Handler) -> None:
+        if handler.path == path:
+            handler.answer(200, {"results": [{"index": 1, "relevance_score": 0.9}]})
+        else:
+            handler.answer(404, {"detail": "Not Found"})
+
+    stub = serve(script)
+
+    (result,) = connect(stub).call("rerank", "q", ["a", "b"], 1).results
+    assert (result.index, result.score, result.document) == (1, 0.9, "b")
+    assert stub.requests[-1].body == {"model": "llama", "query": "q", "documents": ["a", "b"], "top_n": 1}
+
+
+def test_rerank_without_any_route_is_unsupported_and_an_unknown_model_is_asked_for_once(serve, connect):
+    paths = []
+
+    def script(handler: Handler) -> None:
+        paths.append(handler.path)
+        handler.answer(404, {"detail": "Not Found"})
+
+    with pytest.raises(UnsupportedOperation):
+        connect(serve(script)).call("rerank", "q", ["a"])
+    assert paths == ["/v1/rerank", "/rerank"]
+
+    error = {"message": "The model `llama` does not exist.", "type": "NotFoundError", "param": None}
+    stub = serve(lambda handler: handler.answer(404, {"error": error}))
+    with pytest.raises(UnknownModel):
+        connect(stub).call("rerank", "q", ["a"])
+    assert len(stub.requests) == 1
+
+
+def test_a_sound_file_is_uploaded_with_its_fields(serve, connect, tmp_path):
+    stub = serve(lambda handler: handler.answer(200, {"text": "hey", "usage": {"seconds": 1}}))
+    path = tmp_path / "speech.wav"
+    path.write_bytes(b"RIFF\0\r\n--")
+
+    response = connect(stub, api_key="sk-1").call("transcribe", path, "en", temperature=0.5)
+
+    assert (str(response), response.seconds) == ("hey", 1.0)
+    (request,) = stub.requests
+    assert request.headers["authorization"] == "Bearer sk-1"
+    boundary = request.headers["content-type"].partition("multipart/form-data; boundary=")[2]
+    parts = request.raw.split(b"--" + boundary.encode())[1:-1]
+    sent = {part.split(b'name="')[1].split(b'"')[0]: part.partition(b"\r\n\r\n")[2] for part in parts}
+    assert sent == {
+        b"model": b"llama\r\n",
+        b"language": b"en\r\n",
+        b"temperature": b"0.5\r\n",
+        b"file": b"RIFF\0\r\n--\r\n",
+    }
+    assert b'filename="speech.wav"' in request.raw
 
 
 # --- refusals

@@ -3,17 +3,44 @@
 Importing this package imports httpx, which only it does.
 """
 
-from vllm_manager.client.async_client import AsyncChatStream, AsyncClient
-from vllm_manager.client.sync_client import ChatStream, Client
-from vllm_manager.client.values import ChatChunk, ChatResponse, Prompt, Usage
+from vllm_manager.client.async_client import AsyncClient, AsyncTextStream
+from vllm_manager.client.sync_client import Client, TextStream
+from vllm_manager.client.values import (
+    ChatResponse,
+    Classification,
+    ClassificationResponse,
+    CompletionResponse,
+    EmbeddingResponse,
+    PoolingResponse,
+    Prompt,
+    RerankResponse,
+    RerankResult,
+    ScoreResponse,
+    Sound,
+    TextChunk,
+    Texts,
+    TranscriptionResponse,
+    Usage,
+)
 
 __all__ = [
-    "AsyncChatStream",
     "AsyncClient",
-    "ChatChunk",
+    "AsyncTextStream",
     "ChatResponse",
-    "ChatStream",
+    "Classification",
+    "ClassificationResponse",
     "Client",
+    "CompletionResponse",
+    "EmbeddingResponse",
+    "PoolingResponse",
     "Prompt",
+    "RerankResponse",
+    "RerankResult",
+    "ScoreResponse",
+    "Sound",
+    "TextChunk",
+    "TextStream",
+    "Texts",
+    "TranscriptionResponse",
     "Usage",
 ]

@@ -171,7 +171,7 @@ def _classify_refusal(message: str) -> tuple[type[ClientError], str | None]:
     if _CONTEXT.search(message):
         return ContextLengthExceeded, "shorten the prompt, lower max_tokens, or raise max_model_len"
     if _NO_TEMPLATE in message:
-        return UnsupportedOperation, "set --chat-template in the manifest's args, or use /v1/completions"
+        return UnsupportedOperation, "use complete(), or set chat_template in the manifest"
     if "--tool-call-parser" in message:
         return InvalidRequest, "set enable_auto_tool_choice: true and tool_call_parser in the manifest"
     return InvalidRequest, None

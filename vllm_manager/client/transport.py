@@ -35,11 +35,11 @@ CANT_ANSWER_NOW = (ModelNotReady, Unavailable, ResponseTimeout, Busy, UpstreamEr
 """The errors that make ``ready()`` say False."""
 
 
-def settings(*, trust_env: bool) -> dict[str, Any]:
+def settings(*, trust_env: bool, tls: ssl.SSLContext) -> dict[str, Any]:
     """Arguments of httpx's clients; ``trust_env`` lets the environment's proxies apply."""
     return {
         "trust_env": trust_env,
-        "verify": _tls(),
+        "verify": tls,
         # No bound on connections: vLLM queues requests better than a pool does.
         "limits": httpx.Limits(
             max_connections=None, max_keepalive_connections=100, keepalive_expiry=_KEEPALIVE_EXPIRY
@@ -48,8 +48,36 @@ def settings(*, trust_env: bool) -> dict[str, Any]:
 
 
 @functools.cache
-def _tls() -> ssl.SSLContext:
-    return httpx.create_ssl_context()  # reads all certificates: 50 ms, which is enough once
+def public_tls() -> ssl.SSLContext:
+    """Trusts the usual authorities; shared, since reading their certificates takes 50 ms."""
+    return httpx.create_ssl_context()
+
+
+def own_tls() -> ssl.SSLContext:
+    """Trusts nobody, until ``trust`` names a certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    # The certificate itself is known, whatever host it is made out to and whoever signed it.
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    return context
+
+
+def trust(context: ssl.SSLContext, endpoint: Endpoint) -> None:
+    """Let the context trust the certificate that the deployment serves with, where it has one.
+
+    Raises:
+        Unavailable: The certificate can't be read.
+    """
+    if endpoint.certificate is None:
+        return
+    try:
+        context.load_verify_locations(endpoint.certificate)
+    except OSError as error:  # ssl.SSLError is one
+        raise Unavailable(
+            cause=f"the certificate {endpoint.certificate} can't be read: {error.strerror or error}",
+            hint="it is `ssl-certfile` in the deployment's manifest",
+            deployment=endpoint.deployment or None,
+        ) from error
 
 
 def is_loopback(url: str) -> bool:
@@ -68,6 +96,8 @@ def prepare(request: Request, timeout: float, trace: Callable[..., Any]) -> dict
         "url": request.url,
         "headers": dict(request.headers),
         "content": request.content,
+        "data": request.form,
+        "files": {"file": request.file} if request.file else None,
         "timeout": httpx.Timeout(timeout, connect=min(timeout, CONNECT_TIMEOUT)),
         "extensions": {"trace": trace},
     }

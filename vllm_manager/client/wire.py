@@ -1,30 +1,44 @@
-"""Requests and answers as values: what is sent for a call, and what its response means. No I/O."""
+"""Requests and answers as values: what all calls share. No I/O.
+
+``text_wire``, ``pooling_wire`` and ``speech_wire`` have what is particular to each.
+"""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from vllm_manager.client.failures import error_from_response, fault_in
-from vllm_manager.client.values import ChatChunk, ChatResponse, Prompt, Usage
+from vllm_manager.client.values import Usage
 from vllm_manager.errors import (
     AuthenticationFailed,
     InvalidRequest,
-    InvalidResponse,
     ModelNotReady,
     UnsupportedOperation,
 )
+from vllm_manager.tasks import may_offer, operations
 from vllm_manager.types import Endpoint, Phase, Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One HTTP request; its headers hold the key."""
+    """One HTTP request; its headers hold the key.
+
+    Attributes:
+        method: ``GET`` or ``POST``.
+        url: Whole.
+        headers: Without those of a form.
+        content: A body of JSON, or None.
+        form: The fields of a form, or None.
+        file: The form's file: its name and bytes.
+    """
 
     method: str
     url: str
     headers: Mapping[str, str] = field(repr=False)
     content: bytes | None = None
+    form: Mapping[str, Any] | None = None
+    file: tuple[str, bytes] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +49,16 @@ class Reply:
     status: int
     headers: Mapping[str, str]
     body: bytes
+
+    @property
+    def no_such_route(self) -> bool:
+        """Whether it is the router's own 404 or 405; a missing model's 404 holds an error object."""
+        if self.status not in (404, 405):
+            return False
+        try:
+            return fault_in(json.loads(self.body)) is None
+        except ValueError:
+            return True
 
     def error(self) -> NoReturn:
         """Raise what this response means as an error."""
@@ -73,35 +97,37 @@ def fixed_endpoint(root_url: str, model: str, api_key: str | None) -> Endpoint:
 # --- requests ----------------------------------------------------------------------------------------
 
 
-def chat_request(prompt: Prompt, options: Mapping[str, Any], *, stream: bool = False) -> RequestBuilder:
-    """A chat completion; ``options`` are further fields of OpenAI's request.
+def operation_request(
+    operation: str, path: str, fields: Mapping[str, Any], options: Mapping[str, Any]
+) -> RequestBuilder:
+    """A call of one of the client's methods, as JSON; ``options`` are further fields.
 
     Raises:
         InvalidRequest: ``options`` say ``stream``, which the choice of method decides.
     """
-    if "stream" in options:
-        raise InvalidRequest(
-            cause="`stream` isn't an option of a request",
-            hint="call stream() for pieces, chat() for the whole",
-        )
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    body: dict[str, Any] = {"messages": messages, **options}
-    if stream:
-        body |= {
-            "stream": True,
-            "stream_options": {"include_usage": True} | (body.get("stream_options") or {}),
-        }
+    check_options(options)
+    body = {**fields, **options}
 
     def build(endpoint: Endpoint) -> Request:
-        _require_chat(endpoint)
-        return _request(endpoint, "POST", "/v1/chat/completions", {"model": endpoint.model} | body)
+        require(endpoint, operation)
+        content = json.dumps({"model": endpoint.model} | body).encode()
+        return request(endpoint, "POST", path, {"Content-Type": "application/json"}, content=content)
 
     return build
 
 
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse what isn't the caller's to say. Raises InvalidRequest."""
+    if "stream" in options:
+        raise InvalidRequest(
+            cause="`stream` isn't an option of a request",
+            hint="call stream() or stream_completion() for pieces, chat() or complete() for the whole",
+        )
+
+
 def models_request(endpoint: Endpoint) -> Request:
     """The list of served models."""
-    return _request(endpoint, "GET", "/v1/models")
+    return request(endpoint, "GET", "/v1/models")
 
 
 def not_ready(endpoint: Endpoint) -> ModelNotReady:
@@ -122,25 +148,46 @@ def not_ready(endpoint: Endpoint) -> ModelNotReady:
     )
 
 
-def _require_chat(endpoint: Endpoint) -> None:
-    if endpoint.task is None or endpoint.task is Task.CHAT:
+def require(endpoint: Endpoint, operation: str) -> None:
+    """Let a call pass where its model may answer it; an unknown task is left to the other side.
+
+    Raises:
+        UnsupportedOperation: It can't; the hint names what it does offer.
+    """
+    task = endpoint.task
+    if task is None or may_offer(task, operation):
         return
-    if endpoint.task is Task.COMPLETION:
-        what = "completes text, but has no chat template"
-        hint = f"set --chat-template in the manifest's args, or POST to {endpoint.base_url}/completions"
+    offered = ", ".join(f"{name}()" for name in operations(task))
+    if task is Task.COMPLETION and operation in ("chat", "stream"):
+        what = "has no chat template"
+        hint = f"use {'complete' if operation == 'chat' else 'stream_completion'}(), or set chat_template in "
+        hint += "the manifest"
     else:
-        what, hint = f"is for {endpoint.task}, not for chat", "deploy a generating model for chat"
+        what, hint = f"is for {task}, and has no {operation}()", f"it offers {offered}"
+    name = endpoint.deployment or None
     raise UnsupportedOperation(
-        cause=f"{endpoint.deployment}: {endpoint.model} {what}",
+        cause=f"{name}: {endpoint.model} {what}" if name else f"{endpoint.model} {what}",
         hint=hint,
-        deployment=endpoint.deployment or None,
+        deployment=name,
     )
 
 
-def _request(endpoint: Endpoint, method: str, path: str, body: Mapping[str, Any] | None = None) -> Request:
+def request(
+    endpoint: Endpoint,
+    method: str,
+    path: str,
+    headers: Mapping[str, str] | None = None,
+    **content: Any,
+) -> Request:
+    """A request to a ready endpoint, with its key; ``content`` are the fields of ``Request`` for a body.
+
+    Raises:
+        ModelNotReady: It can't answer now.
+        AuthenticationFailed: Its key can't be sent.
+    """
     if endpoint.phase is not Phase.READY or endpoint.root_url is None:
         raise not_ready(endpoint)
-    headers = {"Accept": "application/json"}
+    sent = {"Accept": "application/json", **(headers or {})}
     if key := endpoint.api_key:
         # Checked here, since the HTTP library would quote the key in its own complaint.
         if not (key.isascii() and key.isprintable()) or " " in key:
@@ -149,79 +196,38 @@ def _request(endpoint: Endpoint, method: str, path: str, body: Mapping[str, Any]
                 hint="use printable ASCII without spaces",
                 deployment=endpoint.deployment or None,
             )
-        headers["Authorization"] = f"Bearer {key}"
-    content = None
-    if body is not None:
-        headers["Content-Type"] = "application/json"
-        content = json.dumps(body).encode()
-    return Request(method=method, url=f"{endpoint.root_url}{path}", headers=headers, content=content)
+        sent["Authorization"] = f"Bearer {key}"
+    return Request(method=method, url=f"{endpoint.root_url}{path}", headers=sent, **content)
 
 
 # --- answers -----------------------------------------------------------------------------------------
 
 
-def chat_response(reply: Reply) -> ChatResponse:
-    """The answer of a chat completion.
+def payload_of(reply: Reply) -> Mapping[str, Any]:
+    """The JSON object of a good answer.
 
     Raises:
-        InvalidResponse: A 200 that holds an error, is no chat completion, or was aborted by the other side.
+        InvalidResponse: A 200 that holds an error, or no object.
         ClientError: Any other status, by its meaning.
     """
-    payload = _payload(reply)
-    try:
-        choice = payload["choices"][0]
-        message = choice["message"]
-        response = ChatResponse(
-            text=text_of(message, "content"),
-            reasoning=reasoning_of(message) or None,
-            tool_calls=tool_calls_of(message),
-            finish_reason=choice.get("finish_reason"),
-            usage=usage_of(payload),
-            model=str(payload.get("model", "")),
-            raw=payload,
-        )
-    except (AttributeError, IndexError, KeyError, TypeError):
+    if reply.status != 200:
         reply.error()
-    if response.finish_reason == "abort":
-        raise InvalidResponse(
-            cause="the other side ended the generation before its end (abort)",
-            hint="it was probably being stopped; try again",
-            deployment=reply.endpoint.deployment or None,
-            status=reply.status,
-        )
-    return response
+    try:
+        payload = json.loads(reply.body)
+    except ValueError:
+        reply.error()
+    if not isinstance(payload, Mapping) or fault_in(payload):
+        reply.error()
+    return payload
 
 
 def model_names(reply: Reply) -> tuple[str, ...]:
-    """The served names in a list of models. Raises as ``chat_response`` does."""
-    payload = _payload(reply)
+    """The served names in a list of models. Raises as ``payload_of`` does."""
+    payload = payload_of(reply)
     try:
         return tuple(str(model["id"]) for model in payload["data"])
     except (KeyError, TypeError):
         reply.error()
-
-
-def chat_chunk(payload: Mapping[str, Any]) -> ChatChunk | None:
-    """The piece that an event of a chat stream brings; None where it brings none (the role, the usage).
-
-    Raises:
-        ValueError: It is no event of a chat stream.
-    """
-    try:
-        choice = next((c for c in payload["choices"] if c.get("index", 0) == 0), None)
-        if choice is None:
-            return None
-        delta = choice.get("delta") or {}
-        chunk = ChatChunk(
-            text=text_of(delta, "content"),
-            reasoning=reasoning_of(delta),
-            tool_calls=tool_calls_of(delta),
-            finish_reason=choice.get("finish_reason"),
-            raw=payload,
-        )
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError("no event of a chat stream") from error
-    return chunk if chunk.text or chunk.reasoning or chunk.tool_calls or chunk.finish_reason else None
 
 
 def usage_of(payload: Mapping[str, Any]) -> Usage | None:
@@ -241,26 +247,3 @@ def text_of(message: Mapping[str, Any], key: str) -> str:
     if value is not None and not isinstance(value, str):
         raise TypeError(key)
     return value or ""
-
-
-def reasoning_of(message: Mapping[str, Any]) -> str:
-    """What a reasoning parser took out; vLLM before 0.11 called it ``reasoning_content``."""
-    return text_of(message, "reasoning") or text_of(message, "reasoning_content")
-
-
-def tool_calls_of(message: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
-    """The tool calls, or fragments of them."""
-    calls: Sequence[Mapping[str, Any]] = message.get("tool_calls") or ()
-    return tuple(calls)
-
-
-def _payload(reply: Reply) -> Mapping[str, Any]:
-    if reply.status != 200:
-        reply.error()
-    try:
-        payload = json.loads(reply.body)
-    except ValueError:
-        reply.error()
-    if not isinstance(payload, Mapping) or fault_in(payload):
-        reply.error()
-    return payload

@@ -1,11 +1,12 @@
-"""Reads a chat stream: bytes of server-sent events in, chunks and the end of the stream out. No I/O."""
+"""Reads a stream of text: bytes of server-sent events in, chunks and the end of the stream out. No I/O."""
 
 import json
 from collections.abc import Iterator
 
 from vllm_manager.client.failures import describe, fault_in
-from vllm_manager.client.values import ChatChunk, Usage
-from vllm_manager.client.wire import chat_chunk, secrets_of, usage_of
+from vllm_manager.client.text_wire import text_chunk
+from vllm_manager.client.values import TextChunk, Usage
+from vllm_manager.client.wire import secrets_of, usage_of
 from vllm_manager.errors import StreamInterrupted
 from vllm_manager.types import Endpoint
 
@@ -32,8 +33,8 @@ class EventDecoder:
                 yield event
 
 
-class ChatStreamReader:
-    """What has arrived of one chat stream.
+class TextStreamReader:
+    """What has arrived of one stream.
 
     Attributes:
         usage: Tokens, after the end.
@@ -59,7 +60,7 @@ class ChatStreamReader:
         """The reasoning so far."""
         return "".join(self._reasoning)
 
-    def feed(self, data: bytes, endpoint: Endpoint) -> Iterator[ChatChunk]:
+    def feed(self, data: bytes, endpoint: Endpoint) -> Iterator[TextChunk]:
         """The chunks that these bytes complete.
 
         Raises:
@@ -80,14 +81,14 @@ class ChatStreamReader:
         if not self.complete:
             raise self._interrupted(f"the stream broke before its end: {reason}", endpoint)
 
-    def _event(self, event: bytes, endpoint: Endpoint) -> Iterator[ChatChunk]:
+    def _event(self, event: bytes, endpoint: Endpoint) -> Iterator[TextChunk]:
         try:
             payload = json.loads(event)
             fault = fault_in(payload)
-            chunk = None if fault else chat_chunk(payload)
+            chunk = None if fault else text_chunk(payload)
             usage = None if fault else usage_of(payload)
         except (AttributeError, TypeError, ValueError):
-            raise self._interrupted("the stream holds what is no chat event", endpoint) from None
+            raise self._interrupted("the stream holds what is no event of such a stream", endpoint) from None
         if fault:
             raise self._interrupted(fault.message, endpoint)
         self.usage = usage or self.usage
@@ -115,7 +116,7 @@ class ChatStreamReader:
 class StreamProgress:
     """What a stream object tells of its stream, while it runs and after it."""
 
-    def __init__(self, reader: ChatStreamReader) -> None:
+    def __init__(self, reader: TextStreamReader) -> None:
         self._reader = reader
 
     @property
