@@ -8,15 +8,10 @@ import asyncio
 
 from vllm_manager.clock import Clock
 from vllm_manager.launchers.base import Running
+from vllm_manager.manifest.model import StopSpec
 from vllm_manager.probes import HttpProbe
 
-DRAIN = 30.0
-"""Seconds that running requests have to finish before SIGTERM."""
-
 DRAIN_POLL = 0.2
-
-GRACE = 30.0
-"""Seconds from SIGTERM to SIGKILL."""
 
 ENGINE_GONE = 3.0
 """Seconds that the main process has once its engine is dead: with a stream under way it can wait for that
@@ -30,20 +25,26 @@ SECOND_SIGTERM = 2.0
 
 
 async def end(
-    running: Running, probe: HttpProbe, was_ready: bool, clock: Clock, hurry: asyncio.Event
+    running: Running,
+    probe: HttpProbe,
+    spec: StopSpec,
+    was_ready: bool,
+    clock: Clock,
+    hurry: asyncio.Event,
 ) -> None:
     """Return when the instance's main process has ended, or its time is over.
 
     Args:
         running: The instance, which no lookup hands out any more.
         probe: Not opened yet.
+        spec: How long its requests, and then its processes, have.
         was_ready: Whether it may have requests under way.
         clock: Time.
         hurry: Once set, its time is over at once.
     """
     if hurry.is_set():
         return
-    parting = asyncio.create_task(_part(running, probe, was_ready, clock))
+    parting = asyncio.create_task(_part(running, probe, spec, was_ready, clock))
     hurried = asyncio.create_task(hurry.wait())
     try:
         await asyncio.wait({parting, hurried}, return_when=asyncio.FIRST_COMPLETED)
@@ -54,14 +55,15 @@ async def end(
         hurried.cancel()
 
 
-async def _part(running: Running, probe: HttpProbe, was_ready: bool, clock: Clock) -> None:
+async def _part(running: Running, probe: HttpProbe, spec: StopSpec, was_ready: bool, clock: Clock) -> None:
     if was_ready:
         async with probe:
-            deadline = clock.monotonic() + DRAIN
+            deadline = clock.monotonic() + spec.drain
             # Its own gauges are the only count of requests that arrive past us.
-            while await probe.requests_running() and clock.monotonic() < deadline:
+            while clock.monotonic() < deadline and (load := await probe.load()) and load.requests:
                 await clock.sleep(DRAIN_POLL)
-    for seconds in [GRACE] if was_ready else [SECOND_SIGTERM, START_UP_GRACE - SECOND_SIGTERM]:
+    start_up = [SECOND_SIGTERM, min(spec.grace, START_UP_GRACE - SECOND_SIGTERM)]
+    for seconds in [spec.grace] if was_ready else start_up:
         running.terminate()
         if await _ended(running, seconds):
             return

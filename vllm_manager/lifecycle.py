@@ -2,10 +2,10 @@
 
 Pure. The supervisor executes the effects and feeds back what came of them as events::
 
-    pending ──placed──▶ starting ──weights──▶ loading ──answers──▶ warming ──warmed──▶ READY
-       ▲                   └─────────── failed ────┴──────┬───────────┘                 │ died
-       │                                                  ▼                             │
-       └──due── backoff ◀──retry── sweeping ◀─────────────┴─────────────────────────────┘
+    pending ──fetched, placed──▶ starting ──weights──▶ loading ──answers──▶ warming ──warmed──▶ READY
+       ▲                            └───────── failed ────┴────────┬──────────┘                 │ died, failed
+       │                                                           ▼                            │
+       └──due── backoff ◀──retry── sweeping ◀──────────────────────┴────────────────────────────┘
                                       └──give up──▶ failed
 
     any of them ──stop──▶ stopping ──swept──▶ stopped ──start──▶ pending
@@ -22,8 +22,9 @@ class Event(StrEnum):
 
     START = "start"  # somebody wants it running
     STOP = "stop"  # somebody wants it stopped
+    FETCHED = "fetched"  # its weights are on the disk
     PLACED = "placed"  # it has its GPUs, its port, its turn
-    FAILED = "failed"  # placing, spawning, loading or warming failed; the supervisor holds the error
+    FAILED = "failed"  # fetching, placing, starting or warming failed, or it hangs; the supervisor knows why
     WEIGHTS = "weights"  # the engine began to load weights
     ANSWERS = "answers"  # HTTP lists every served name, on a socket of ours
     WARMED = "warmed"  # the 1-token request produced a token
@@ -38,10 +39,11 @@ class Event(StrEnum):
 class Effect(StrEnum):
     """What the supervisor does on entering the new phase, one thing at a time."""
 
+    FETCH = "fetch"  # get the weights onto the disk; ends in FETCHED or FAILED
     PLACE = "place"  # get a turn, GPUs and a port; ends in PLACED or FAILED
     SPAWN = "spawn"  # start the process and watch it come up; ends in WEIGHTS, ANSWERS, FAILED or DIED
     WARM_UP = "warm-up"  # ends in WARMED or FAILED
-    WATCH = "watch"  # wait for a death
+    WATCH = "watch"  # see that it goes on computing; ends in FAILED where it doesn't
     SWEEP = "sweep"  # end what is left and free what it held; ends in RETRY, AGAIN or GIVE_UP
     END = "end"  # drain, terminate, sweep, free; ends in SWEPT or GIVE_UP
     WAIT = "wait"  # sit the backoff out; ends in DUE
@@ -59,6 +61,7 @@ class Transition:
 _P, _E = Phase, Event
 
 TABLE: dict[tuple[Phase, Event], Transition] = {
+    (_P.PENDING, _E.FETCHED): Transition(_P.PENDING, Effect.PLACE),
     (_P.PENDING, _E.PLACED): Transition(_P.STARTING, Effect.SPAWN),
     (_P.PENDING, _E.FAILED): Transition(_P.SWEEPING, Effect.SWEEP),
     (_P.PENDING, _E.STOP): Transition(_P.STOPPED, Effect.REST),
@@ -72,6 +75,7 @@ TABLE: dict[tuple[Phase, Event], Transition] = {
         for event in (_E.FAILED, _E.DIED)
     },
     (_P.READY, _E.DIED): Transition(_P.SWEEPING, Effect.SWEEP),
+    (_P.READY, _E.FAILED): Transition(_P.SWEEPING, Effect.SWEEP),
     **{
         (phase, _E.STOP): Transition(_P.STOPPING, Effect.END)
         for phase in (_P.STARTING, _P.LOADING, _P.WARMING, _P.READY, _P.SWEEPING)
@@ -79,14 +83,14 @@ TABLE: dict[tuple[Phase, Event], Transition] = {
     (_P.STOPPING, _E.SWEPT): Transition(_P.STOPPED, Effect.REST),
     (_P.STOPPING, _E.GIVE_UP): Transition(_P.FAILED, Effect.REST),
     (_P.SWEEPING, _E.RETRY): Transition(_P.BACKOFF, Effect.WAIT),
-    (_P.SWEEPING, _E.AGAIN): Transition(_P.PENDING, Effect.PLACE),
+    (_P.SWEEPING, _E.AGAIN): Transition(_P.PENDING, Effect.FETCH),
     (_P.SWEEPING, _E.GIVE_UP): Transition(_P.FAILED, Effect.REST),
-    (_P.BACKOFF, _E.DUE): Transition(_P.PENDING, Effect.PLACE),
-    (_P.BACKOFF, _E.START): Transition(_P.PENDING, Effect.PLACE),
+    (_P.BACKOFF, _E.DUE): Transition(_P.PENDING, Effect.FETCH),
+    (_P.BACKOFF, _E.START): Transition(_P.PENDING, Effect.FETCH),
     (_P.BACKOFF, _E.STOP): Transition(_P.STOPPED, Effect.REST),
-    (_P.FAILED, _E.START): Transition(_P.PENDING, Effect.PLACE),
+    (_P.FAILED, _E.START): Transition(_P.PENDING, Effect.FETCH),
     (_P.FAILED, _E.STOP): Transition(_P.STOPPED, Effect.REST),
-    (_P.STOPPED, _E.START): Transition(_P.PENDING, Effect.PLACE),
+    (_P.STOPPED, _E.START): Transition(_P.PENDING, Effect.FETCH),
 }
 """Every pair that isn't here changes nothing: the event came late, or asks for what is so already."""
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from vllm_manager import backoff, command, farewell, lifecycle, ports
+from vllm_manager import backoff, command, farewell, lifecycle, liveness, ports
 from vllm_manager.aftermath import Aftermath, explain_death
 from vllm_manager.clock import Clock
 from vllm_manager.errors import (
@@ -37,7 +37,8 @@ from vllm_manager.redact import redact_error
 from vllm_manager.startup_watch import StartupWatch
 from vllm_manager.status import endpoint_of, root_url, status_of
 from vllm_manager.store import InstanceRecord, Secrets, Store
-from vllm_manager.types import Endpoint, Engine, Phase, Status, Step, StepName
+from vllm_manager.types import Download, Endpoint, Engine, EngineFlags, Phase, Status, Step, StepName
+from vllm_manager.weights import fetch as weights
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ class Services:
 
     Attributes:
         engine_for: The engine that a deployment runs on, in an environment. Blocking.
+        flags_of: What that engine's `vllm serve` understands, where it was read before. Blocking.
         taken_ports: The ports of all deployments but the named one.
         changed: Called after every change of any instance.
     """
@@ -63,6 +65,7 @@ class Services:
     launcher: Launcher
     clock: Clock
     engine_for: Callable[[Deployment, Mapping[str, str]], Engine]
+    flags_of: Callable[[Engine], EngineFlags | None]
     taken_ports: Callable[[str], Collection[int]]
     changed: Callable[[], None]
     jitter: random.Random
@@ -92,6 +95,7 @@ class Supervisor:
         self._error: ManagerError | None = None
         self._supported_tasks: tuple[str, ...] = ()
         self._hurry = asyncio.Event()
+        self._download: Download | None = None
         self._delay = 0.0
         self._start_again = False
         # Restart times on the monotonic clock; the record keeps them on the wall clock, for the next boot.
@@ -155,7 +159,7 @@ class Supervisor:
             await self._take_over(record)
         elif wanted and record.phase in (Phase.PENDING, Phase.BACKOFF):
             self._enter(Phase.PENDING)
-            self._perform(Effect.PLACE)
+            self._perform(Effect.FETCH)
         elif wanted and record.phase is Phase.STOPPED:
             # By the end of the last supervisor, which is no `down`; or the record of its start was lost.
             self._on(Event.START)
@@ -226,7 +230,8 @@ class Supervisor:
         transition = lifecycle.step(self.phase, event)
         if transition is None:
             return
-        self._enter(transition.phase)
+        if transition.phase is not self.phase:
+            self._enter(transition.phase)
         if transition.effect is not None:
             self._perform(transition.effect)
 
@@ -276,6 +281,7 @@ class Supervisor:
 
     async def _run(self, effect: Effect) -> None:
         effects = {
+            Effect.FETCH: self._fetch,
             Effect.PLACE: self._place,
             Effect.SPAWN: self._spawn,
             Effect.WARM_UP: self._warm_up,
@@ -307,10 +313,25 @@ class Supervisor:
 
     # --- effects
 
+    async def _fetch(self) -> Event:
+        self._error = self._death = None
+        deployment, environment = self.deployment, self.secrets.environment
+        _check_model(deployment)
+        # A crash is no occasion to ask the hub whether a branch has moved.
+        if bool(self._restarts) and await asyncio.to_thread(weights.cached, deployment, environment):
+            return Event.FETCHED
+        try:
+            await weights.fetch(deployment, environment, self._on_download)
+        finally:
+            self._download = None
+        return Event.FETCHED
+
+    def _on_download(self, download: Download) -> None:
+        self._download = download
+        self._notify()
+
     async def _place(self) -> Event:
         services, deployment = self._services, self.deployment
-        self._error = self._death = None
-        _check_model(deployment)
         engine = await asyncio.to_thread(services.engine_for, deployment, self.secrets.environment)
         fresh = new_record(deployment, services.store, random_secrets.token_hex(4))
         instance = fresh.instance
@@ -337,9 +358,11 @@ class Supervisor:
         services, record = self._services, self._record
         assert record.engine is not None  # noqa: S101 - set by _place
         if record.handle is None:
+            flags = await asyncio.to_thread(services.flags_of, record.engine)
             spec = command.launch_spec(
                 self.deployment,
                 engine=record.engine,
+                flags=flags,
                 placement=record.placement,
                 api_key=self.secrets.api_key,
                 base=self.secrets.environment,
@@ -402,9 +425,27 @@ class Supervisor:
 
     async def _watch(self) -> None:
         await self._services.ledger.ready(self._record.instance)
+        self._prune_logs()
+        tasks = [asyncio.create_task(self._look_after()), asyncio.create_task(self._see_progress())]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _see_progress(self) -> None:
+        task = self._record.task
+        if task is None:
+            return  # it wasn't warmed up, so nobody knows what to ask
+        async with self._probe() as probe:
+            model, clock = self.deployment.names[0], self._services.clock
+            await liveness.watch(probe, model, task, lambda: self.deployment.liveness, clock)
+
+    async def _look_after(self) -> None:
         running = self._running
         assert running is not None  # noqa: S101
-        self._prune_logs()
         while True:
             await running.watch_engine()
             self._services.ledger.seen(self._record.instance, await asyncio.to_thread(running.pids))
@@ -448,7 +489,9 @@ class Supervisor:
         running = self._running
         if running is not None:
             was_ready = self._record.ready_at is not None
-            await farewell.end(running, self._probe(), was_ready, self._services.clock, self._hurry)
+            await farewell.end(
+                running, self._probe(), self.deployment.stop, was_ready, self._services.clock, self._hurry
+            )
         await self._clear()
         self._record = replace(self._record, error=None)
         return Event.SWEPT
@@ -483,7 +526,7 @@ class Supervisor:
     # --- helpers
 
     def _probe(self) -> HttpProbe:
-        return HttpProbe(root_url(self._record.host, self._record.port), self.secrets.api_key)
+        return HttpProbe(root_url(self.deployment, self._record), self.secrets.api_key)
 
     def _watch_for_death(self) -> None:
         running = self._running
@@ -509,11 +552,12 @@ class Supervisor:
             pid=self._running.pid if self._running is not None else None,
             restarts=len(self._restarts),
             now=self._services.clock.wall(),
+            download=self._download,
         )
 
     def endpoint(self) -> Endpoint:
         """How clients reach it."""
-        return endpoint_of(self.deployment, self._record)
+        return endpoint_of(self.deployment, self._record, self._download)
 
 
 def _check_model(deployment: Deployment) -> None:

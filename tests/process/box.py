@@ -201,14 +201,20 @@ class Box:
         assert not _crashed(done.stderr), said
         return done
 
-    def start(self, *arguments: Any, argv: Sequence[str] = (), **options: Any) -> Started:
+    def start(
+        self,
+        *arguments: Any,
+        argv: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> Started:
         """Run ``vllm-manager`` (or ``argv``) beside the test; ended with the box at the latest."""
         directory = self.root / f"run-{len(self._started)}"
         directory.mkdir()
         with (directory / "out").open("wb") as out, (directory / "err").open("wb") as err:
             process = subprocess.Popen(
                 argv or self.command(*arguments),
-                env=self.env,
+                env=self.env | dict(env or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
@@ -270,6 +276,12 @@ class Box:
         """The phases that the deployment went through."""
         lines = (self.state / "events.jsonl").read_text().splitlines()
         return [event["phase"] for event in map(json.loads, lines) if event["deployment"] == name]
+
+    def causes(self, name: str = "tiny") -> list[str]:
+        """What went wrong with the deployment, in the order of the events."""
+        lines = (self.state / "events.jsonl").read_text().splitlines()
+        found = [event for event in map(json.loads, lines) if event["deployment"] == name]
+        return [event["cause"] for event in found if event["cause"]]
 
     def key(self, name: str = "tiny") -> str:
         """The deployment's key."""

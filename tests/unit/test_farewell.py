@@ -4,6 +4,10 @@ import pytest
 
 from vllm_manager import farewell
 from vllm_manager.launchers.base import Death
+from vllm_manager.manifest.model import StopSpec
+from vllm_manager.probes import Load
+
+DRAIN = 30.0
 
 
 class Clock:
@@ -35,8 +39,9 @@ class Probe:
     async def __aexit__(self, *_: object) -> None:
         pass
 
-    async def requests_running(self) -> float | None:
-        return self.left.pop(0) if len(self.left) > 1 else self.left[0]
+    async def load(self) -> Load | None:
+        requests = self.left.pop(0) if len(self.left) > 1 else self.left[0]
+        return None if requests is None else Load(requests=requests, progress=0)
 
 
 class Running:
@@ -66,19 +71,25 @@ class Running:
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("GRACE", "ENGINE_GONE", "SECOND_SIGTERM"):
+    for name in ("ENGINE_GONE", "SECOND_SIGTERM"):
         monkeypatch.setattr(farewell, name, 0.05)
     monkeypatch.setattr(farewell, "START_UP_GRACE", 0.1)
 
 
 def end(
-    running_arguments: dict, *gauges: float | None, was_ready: bool = True, hurry: bool = False
+    running_arguments: dict,
+    *gauges: float | None,
+    was_ready: bool = True,
+    hurry: bool = False,
+    drain: float = DRAIN,
+    grace: float = 0.05,
 ) -> tuple[Running, Clock]:
     async def scene() -> tuple[Running, Clock]:
         running, clock, hurried = Running(**running_arguments), Clock(), asyncio.Event()
         if hurry:
             hurried.set()
-        await farewell.end(running, Probe(*gauges), was_ready, clock, hurried)
+        spec = StopSpec(drain=drain, grace=grace)
+        await farewell.end(running, Probe(*gauges), spec, was_ready, clock, hurried)
         return running, clock
 
     return asyncio.run(asyncio.wait_for(scene(), 10))
@@ -97,7 +108,12 @@ def test_running_requests_are_waited_for():
 
 def test_the_drain_ends_when_its_time_is_over():
     _, clock = end({"ends_after": 1}, 1.0)
-    assert farewell.DRAIN <= clock.now <= farewell.DRAIN + 2 * farewell.DRAIN_POLL
+    assert DRAIN <= clock.now <= DRAIN + 2 * farewell.DRAIN_POLL
+
+
+def test_without_a_drain_it_is_asked_at_once():
+    running, clock = end({"ends_after": 1}, 5.0, drain=0.0)
+    assert (running.asked, clock.now) == (1, 0.0)
 
 
 def test_an_instance_whose_gauges_cannot_be_read_is_not_waited_for():
@@ -112,13 +128,11 @@ def test_a_deaf_instance_is_given_up_after_the_grace():
     assert end({"ends_after": None}, 0.0)[0].asked == 1
 
 
-def test_an_api_server_that_stays_behind_its_dead_engine_is_not_waited_for(monkeypatch):
+def test_an_api_server_that_stays_behind_its_dead_engine_is_not_waited_for():
     """With a stream under way, vLLM's API server can wait for that stream's client for ever."""
-    monkeypatch.setattr(farewell, "GRACE", 3600.0)
-    assert end({"ends_after": None, "engine_dies_after": 1}, 0.0)[0].asked == 1
+    assert end({"ends_after": None, "engine_dies_after": 1}, 0.0, grace=3600.0)[0].asked == 1
 
 
-def test_in_a_hurry_nothing_is_waited_for(monkeypatch):
-    monkeypatch.setattr(farewell, "GRACE", 3600.0)
-    _, clock = end({"ends_after": None}, 1.0, hurry=True)
-    assert clock.now < farewell.DRAIN
+def test_in_a_hurry_nothing_is_waited_for():
+    _, clock = end({"ends_after": None}, 1.0, hurry=True, grace=3600.0)
+    assert clock.now < DRAIN

@@ -8,6 +8,7 @@ from vllm_manager.types import Phase
 # Every (phase, event) that means something, written out once more, by hand: the table's whole meaning.
 EXPECTED = {
     Phase.PENDING: {
+        Event.FETCHED: (Phase.PENDING, Effect.PLACE),
         Event.PLACED: (Phase.STARTING, Effect.SPAWN),
         Event.FAILED: (Phase.SWEEPING, Effect.SWEEP),
         Event.STOP: (Phase.STOPPED, Effect.REST),
@@ -33,6 +34,7 @@ EXPECTED = {
     },
     Phase.READY: {
         Event.DIED: (Phase.SWEEPING, Effect.SWEEP),
+        Event.FAILED: (Phase.SWEEPING, Effect.SWEEP),
         Event.STOP: (Phase.STOPPING, Effect.END),
     },
     Phase.STOPPING: {
@@ -41,20 +43,20 @@ EXPECTED = {
     },
     Phase.SWEEPING: {
         Event.RETRY: (Phase.BACKOFF, Effect.WAIT),
-        Event.AGAIN: (Phase.PENDING, Effect.PLACE),
+        Event.AGAIN: (Phase.PENDING, Effect.FETCH),
         Event.GIVE_UP: (Phase.FAILED, Effect.REST),
         Event.STOP: (Phase.STOPPING, Effect.END),
     },
     Phase.BACKOFF: {
-        Event.DUE: (Phase.PENDING, Effect.PLACE),
-        Event.START: (Phase.PENDING, Effect.PLACE),
+        Event.DUE: (Phase.PENDING, Effect.FETCH),
+        Event.START: (Phase.PENDING, Effect.FETCH),
         Event.STOP: (Phase.STOPPED, Effect.REST),
     },
     Phase.FAILED: {
-        Event.START: (Phase.PENDING, Effect.PLACE),
+        Event.START: (Phase.PENDING, Effect.FETCH),
         Event.STOP: (Phase.STOPPED, Effect.REST),
     },
-    Phase.STOPPED: {Event.START: (Phase.PENDING, Effect.PLACE)},
+    Phase.STOPPED: {Event.START: (Phase.PENDING, Effect.FETCH)},
 }
 
 
