@@ -120,10 +120,14 @@ class _Daemon:
     async def _bring_up(self, manifests: Sequence[Path]) -> None:
         if not manifests:
             return
-        from vllm_manager.manifest.load import load_manifests
+        from vllm_manager.manifest.load import in_order, load_manifests
         from vllm_manager.manifest.secrets import resolve_key
 
-        for loaded in load_manifests(manifests):
+        for loaded in in_order(load_manifests(manifests, os.environ)):
+            name = loaded.deployment.name
+            if self._manager.stopped(name):
+                log.info("%s stays stopped, as asked for; `vllm-manager start %s` starts it", name, name)
+                continue
             try:
                 await self._manager.up(
                     loaded.deployment,

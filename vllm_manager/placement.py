@@ -57,6 +57,18 @@ def place(
     )
 
 
+def released(
+    inventory: GpuInventory, leases: Iterable[Lease], deployments: Collection[str]
+) -> tuple[GpuInventory, tuple[Lease, ...]]:
+    """As if these deployments had been stopped: their leases are gone, and what they use is free."""
+    stopped: list[Lease] = []
+    kept: list[Lease] = []
+    for lease in leases:
+        (stopped if lease.deployment in deployments else kept).append(lease)
+    used = {gpu.uuid: sum(_used(lease) for lease in _on(gpu, stopped)) for gpu in inventory.gpus}
+    return _freed(inventory, used), tuple(kept)
+
+
 def utilization_of(placed: PlacedGpu) -> float:
     """The ``--gpu-memory-utilization`` with which vLLM asks for no more than the lease; 4 decimals.
 
@@ -134,23 +146,22 @@ class _Case:
         return sorted(tightest, key=lambda room: room.gpu.index)
 
     def without(self, deployments: Collection[str]) -> "_Case":
-        """As if these had been stopped: their leases are gone, and what they use is free."""
-        stopped = [lease for lease in self.leases if lease.deployment in deployments]
-        kept = tuple(lease for lease in self.leases if lease.deployment not in deployments)
-        return replace(self, leases=kept)._freeing(
-            {gpu.uuid: sum(_used(lease) for lease in _on(gpu, stopped)) for gpu in self.inventory.gpus}
-        )
+        """As if these had been stopped."""
+        inventory, leases = released(self.inventory, self.leases, deployments)
+        return replace(self, inventory=inventory, leases=leases)
 
     def without_strangers(self) -> "_Case":
         """As if nothing but the leases used the GPUs."""
-        return self._freeing({gpu.uuid: _strange_use(gpu, self.leases) for gpu in self.inventory.gpus})
+        strange = {gpu.uuid: _strange_use(gpu, self.leases) for gpu in self.inventory.gpus}
+        return replace(self, inventory=_freed(self.inventory, strange))
 
-    def _freeing(self, freed: Mapping[str, int]) -> "_Case":
-        gpus = tuple(
-            replace(gpu, memory_free=min(gpu.memory_total, gpu.memory_free + freed[gpu.uuid]))
-            for gpu in self.inventory.gpus
-        )
-        return replace(self, inventory=replace(self.inventory, gpus=gpus))
+
+def _freed(inventory: GpuInventory, freed: Mapping[str, int]) -> GpuInventory:
+    gpus = tuple(
+        replace(gpu, memory_free=min(gpu.memory_total, gpu.memory_free + freed[gpu.uuid]))
+        for gpu in inventory.gpus
+    )
+    return replace(inventory, gpus=gpus)
 
 
 def _used(lease: Lease) -> int:

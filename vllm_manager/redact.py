@@ -23,12 +23,31 @@ _SHAPES = re.compile(
 )
 
 
+# A password in the address of a proxy or an index.
+_CREDENTIALS = re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]*@")
+
+# At the end of a word: tokenizer and max-num-batched-tokens are none.
+_SECRET_NAME = re.compile(r"(?i)(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD)(?![a-z])")
+
+
+def names_a_secret(name: str) -> bool:
+    """Whether a variable or an option of that name holds a secret."""
+    return _SECRET_NAME.search(name) is not None
+
+
 def redact(text: str, secrets: Iterable[str] = ()) -> str:
     """The text with the given secrets, and whatever looks like a key or a token, replaced by ``***``."""
     for secret in secrets:
         if len(secret) >= 4:  # a shorter one would blot out ordinary words, and protects nothing
             text = text.replace(secret, MASK)
     return _SHAPES.sub(lambda match: (match["keep"] or "") + MASK, text)
+
+
+def redact_variable(name: str, value: str, secrets: Iterable[str] = ()) -> str:
+    """The value of a variable or an option, masked where it is or holds a secret."""
+    if names_a_secret(name) and value:
+        return MASK
+    return _CREDENTIALS.sub(f"{MASK}@", redact(value, secrets))
 
 
 def redact_error(error: ManagerError, secrets: Iterable[str] = ()) -> ManagerError:

@@ -24,15 +24,25 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
 from vllm_manager.codec import decode, encode
 from vllm_manager.errors import StateCorrupt, StateUnwritable
+from vllm_manager.redact import names_a_secret
 from vllm_manager.types import Endpoint, Engine, Handle, Phase, Placement, Step, Task
 
 T = TypeVar("T")
 VERSION = 1
+
+
+class Desired(StrEnum):
+    """What is wanted of a deployment, by every supervisor and after every boot."""
+
+    RUNNING = "running"
+    STOPPED = "stopped"  # kept, and not running, until `start`, `restart` or `up`
+    GONE = "gone"  # a `down` is under way: the next supervisor finishes it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,13 +52,12 @@ class DeploymentRecord:
     Attributes:
         manifest: ``Deployment.to_json()``.
         source: The manifest's path, for messages.
-        wanted: False once ``down`` was asked for: the next supervisor finishes it.
     """
 
     name: str
     manifest: Mapping[str, Any]
     source: str
-    wanted: bool = True
+    desired: Desired = Desired.RUNNING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,8 +121,7 @@ class Secrets:
     @property
     def values(self) -> tuple[str, ...]:
         """The texts that must not be shown: the key, and variables whose names say so."""
-        marks = ("KEY", "TOKEN", "SECRET", "PASSWORD")
-        named = (value for name, value in self.environment.items() if any(m in name.upper() for m in marks))
+        named = (value for name, value in self.environment.items() if names_a_secret(name))
         return tuple(v for v in (self.api_key, *named) if v)
 
 
@@ -162,9 +170,28 @@ def read_secrets(state_dir: Path, deployment: str) -> Secrets | None:
         ) from error
 
 
+def deployment_names(state_dir: Path) -> list[str]:
+    """The names of all deployments, without reading their records."""
+    return sorted(path.stem for path in (state_dir / "deployments").glob("*.json"))
+
+
+def read_deployments(state_dir: Path) -> dict[str, DeploymentRecord]:
+    """The deployment records that can be read, by name; changes nothing, so it needs no lock."""
+    return _load(state_dir / "deployments", DeploymentRecord)[0]
+
+
 def read_instances(state_dir: Path) -> dict[str, InstanceRecord]:
     """The instance records that can be read, by deployment; changes nothing, so it needs no lock."""
     return _load(state_dir / "instances", InstanceRecord)[0]
+
+
+def logs_of(state_dir: Path, deployment: str) -> list[Path]:
+    """The logs of a deployment's instances, oldest first."""
+    # An instance id is the deployment's name, a dash and eight hex digits.
+    found = [
+        path for path in (state_dir / "logs").glob("*.log") if path.stem.rpartition("-")[0] == deployment
+    ]
+    return sorted(found, key=lambda path: path.stat().st_mtime)
 
 
 class Store:
@@ -245,9 +272,7 @@ class Store:
 
     def logs_of(self, deployment: str) -> list[Path]:
         """The logs of a deployment's instances, oldest first."""
-        # An instance id is the deployment's name, a dash and eight hex digits.
-        found = [p for p in (self.root / "logs").glob("*.log") if p.stem.rpartition("-")[0] == deployment]
-        return sorted(found, key=lambda path: path.stat().st_mtime)
+        return logs_of(self.root, deployment)
 
     # --- files
 
@@ -281,12 +306,19 @@ def _load(directory: Path, cls: type[T]) -> tuple[dict[str, T], list[tuple[Path,
     damaged: list[tuple[Path, Exception]] = []
     for path in sorted(directory.glob("*.json")):
         try:
-            records[path.stem] = decode(cls, json.loads(path.read_bytes()))
+            records[path.stem] = decode(cls, _upgraded(json.loads(path.read_bytes())))
         except FileNotFoundError:  # forgotten meanwhile
             continue
         except (OSError, ValueError) as error:
             damaged.append((path, error))
     return records, damaged
+
+
+def _upgraded(data: Any) -> Any:
+    # Before there was `stop`, a deployment's record said `wanted`, which was false during a `down`.
+    if isinstance(data, dict) and data.get("wanted") is False and "desired" not in data:
+        return data | {"desired": Desired.GONE}
+    return data
 
 
 def _sync_directory(path: Path) -> None:

@@ -78,12 +78,13 @@ def test_what_is_no_manifest_at_all(running: Box) -> None:
     noise.write_bytes(os.urandom(10 << 20))
     binary = running.root / "manifests" / "binary.yaml"
     binary.write_bytes(os.urandom(1000))
-    folder = noise.parent
+    folder = noise.parent / "empty"
+    folder.mkdir()
     for path, words in (
         (noise, "larger than 1 MiB"),
         (binary, "isn't UTF-8 text"),
-        (folder, "is a directory"),
-        (folder / "missing.yaml", "no such file"),
+        (folder, "no manifests in it"),
+        (noise.parent / "missing.yaml", "no such file"),
         ("/dev/null", "isn't a regular file"),
     ):
         failed = running.run("up", path, exits=2)

@@ -112,7 +112,7 @@ def test_a_changed_key_restarts_and_a_generated_one_is_kept(box: Box) -> None:
     changed = box.run("up", box.manifest(api_key=CANARY, max_model_len=256))
     assert "api_key" in changed.stderr
     other = box.run("up", box.manifest(api_key=f"{CANARY}-2", max_model_len=256))
-    assert "tiny: restarted, since api_key changed" in other.stderr
+    assert "tiny: restarted, since its manifest changed\n  api_key: changed\n" in other.stderr
     assert CANARY not in changed.stderr + other.stderr
     assert box.run("chat", "tiny", "hello").stdout
 

@@ -99,12 +99,19 @@ def test_up_again_does_nothing_unless_the_manifest_changed(box: Box) -> None:
 
     # How it is watched applies to the instance that runs.
     watching = {"readiness": {"timeout": "1h"}}
-    assert "unchanged" in box.run("up", box.manifest(**watching)).stderr
+    applied = box.run("up", box.manifest(**watching)).stderr
+    assert "tiny: unchanged\n  readiness.timeout: 1200 s → 3600 s (applies without a restart)\n" in applied
     assert box.ps()["tiny"]["pid"] == pid
 
     port = box.record()["port"]
+    watching["readiness"]["timeout"] = "2h"  # a reason for no restart, and none that is named
     changed = box.run("up", box.manifest(max_model_len=1024, aliases=["other"], **watching))
-    assert "tiny: restarted, since aliases, max_model_len changed" in changed.stderr
+    assert changed.stderr.startswith(
+        "tiny: restarted, since its manifest changed\n"
+        "  aliases: added (other)\n"
+        "  max_model_len: added (1024)\n"
+        "  readiness.timeout: 3600 s → 7200 s (applies without a restart)\n"
+    )
     assert box.ps()["tiny"]["pid"] != pid
     assert box.record()["port"] == port
     assert not alive(pid)

@@ -1,11 +1,12 @@
 import io
 
+import click
 import pytest
 from rich.console import Console
 
-from vllm_manager.cli.output import duration
+from vllm_manager.cli.output import download_text, duration, phase_text
 from vllm_manager.cli.progress import _Lines, _Live, step_durations
-from vllm_manager.types import Endpoint, Phase, Status, Step, StepName
+from vllm_manager.types import Download, Endpoint, Phase, Status, Step, StepName
 
 STEPS = (
     Step(name=StepName.IMPORT, began=0.0),
@@ -19,11 +20,12 @@ def status(phase: Phase, **fields) -> Status:
 
 
 def drawn(shown: Status | None) -> str:
-    view = _Live()
+    out = io.StringIO()
+    console = Console(file=out, width=80)
+    view = _Live(console)
     if shown is not None:
         view.show(shown)
-    out = io.StringIO()
-    Console(file=out, width=80).print(view)
+    console.print(view)
     return out.getvalue()
 
 
@@ -42,6 +44,43 @@ def test_the_live_view_shows_finished_steps_and_the_progress_of_the_current_one(
     lines = drawn(status(Phase.LOADING, steps=STEPS, elapsed=5.0)).splitlines()
     assert any("✓" in line and "import" in line and "3.0 s" in line for line in lines)
     assert any("weights" in line and "━" in line and "2/5 shards" in line for line in lines)
+
+
+DOWNLOAD = Download(repository="org/model", done=2 << 30, total=3 << 30, speed=45.2e6)
+
+
+@pytest.mark.parametrize(
+    ("download", "text"),
+    [
+        (DOWNLOAD, "download 66 % of 3.0 GiB, 45 MB/s"),
+        (Download(repository="m", done=0, total=5 << 20), "download 0 % of 5.0 MiB, 0 MB/s"),
+        (Download(repository="m", done=0, total=0), "download 0 % of 0.0 MiB, 0 MB/s"),
+    ],
+)
+def test_downloads_for_people(download, text):
+    assert download_text(download) == text
+
+
+def test_a_download_is_shown_as_long_as_it_lasts(capsys):
+    assert click.unstyle(phase_text(status(Phase.PENDING, download=DOWNLOAD))) == (
+        "pending (download 66 % of 3.0 GiB, 45 MB/s)"
+    )
+    lines = drawn(status(Phase.PENDING, download=DOWNLOAD)).splitlines()
+    assert any("━" in line and "download 66 % of 3.0 GiB, 45 MB/s" in line for line in lines)
+    view = _Lines()
+    for _ in range(3):  # far less than the time between two lines
+        view.show(status(Phase.PENDING, download=DOWNLOAD))
+    assert capsys.readouterr().err.splitlines() == ["x: pending", "x: download 66 % of 3.0 GiB, 45 MB/s"]
+
+
+def test_what_went_wrong_is_shown_above_in_place_of_the_start():
+    out = io.StringIO()
+    console = Console(file=out, width=40)
+    view = _Live(console)
+    view.show(status(Phase.LOADING, steps=STEPS, elapsed=5.0))
+    view.end("x", ["error: " + "long " * 20, "hint: do"])
+    console.print(view)
+    assert out.getvalue().splitlines() == ["error: " + "long " * 20, "hint: do"]
 
 
 def test_steps_last_until_the_next_and_the_last_until_the_end():

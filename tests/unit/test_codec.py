@@ -74,7 +74,7 @@ def test_a_whole_number_is_a_float_too():
         {"name": "a"},
         {"name": 1, "manifest": {}, "source": "s"},
         {"name": "a", "manifest": [], "source": "s"},
-        {"name": "a", "manifest": {}, "source": "s", "wanted": 1},
+        {"name": "a", "manifest": {}, "source": 1},
     ],
 )
 def test_what_is_no_record_is_a_value_error(data):

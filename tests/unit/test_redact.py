@@ -1,7 +1,7 @@
 import pytest
 
 from vllm_manager.errors import EarlyExit
-from vllm_manager.redact import redact, redact_error
+from vllm_manager.redact import MASK, names_a_secret, redact, redact_error, redact_variable
 
 
 def test_known_secrets_are_masked_wherever_they_stand():
@@ -33,3 +33,22 @@ def test_an_error_is_masked_in_every_text_it_carries():
     assert isinstance(masked, EarlyExit)
     assert "hunter22" not in repr(masked.payload())
     assert error.cause == "no hunter22"
+
+
+@pytest.mark.parametrize(
+    ("name", "secret"),
+    [
+        ("HF_TOKEN", True), ("OPENAI_API_KEY", True), ("api-key", True), ("DB_PASSWORD", True),
+        ("AWS_SECRET_ACCESS_KEY", True), ("max-num-batched-tokens", False), ("tokenizer-mode", False),
+        ("TOKENIZERS_PARALLELISM", False), ("ssl-keyfile", False), ("PATH", False),
+    ],
+)  # fmt: skip
+def test_names_tell_what_is_secret(name, secret):
+    assert names_a_secret(name) is secret
+    assert redact_variable(name, "a value") == (MASK if secret else "a value")
+
+
+def test_a_password_in_an_address_is_masked():
+    assert redact_variable("HTTPS_PROXY", "http://me:hunter22@proxy:3128/x") == "http://***@proxy:3128/x"
+    assert redact_variable("HTTPS_PROXY", "http://proxy:3128") == "http://proxy:3128"
+    assert redact_variable("A", "uses hunter22", ["hunter22"]) == "uses ***"

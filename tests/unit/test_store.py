@@ -6,7 +6,17 @@ import pytest
 
 from tests.unit.test_codec import RECORD
 from vllm_manager.errors import StateCorrupt, StateUnwritable
-from vllm_manager.store import DeploymentRecord, Secrets, Store, endpoints_path, read_endpoints, read_secrets
+from vllm_manager.store import (
+    DeploymentRecord,
+    Desired,
+    Secrets,
+    Store,
+    deployment_names,
+    endpoints_path,
+    read_deployments,
+    read_endpoints,
+    read_secrets,
+)
 from vllm_manager.types import Endpoint, Phase
 
 
@@ -31,6 +41,28 @@ def test_records_are_read_back(store):
     store.save_instance(RECORD)
     assert store.deployments() == ({"tiny": record}, [])
     assert store.instances() == ({"tiny": RECORD}, [])
+
+
+@pytest.mark.parametrize("desired", list(Desired))
+def test_what_is_desired_is_kept(store, desired):
+    record = DeploymentRecord(name="tiny", manifest={}, source="/m.yaml", desired=desired)
+    store.save_deployment(record)
+    assert store.deployments()[0] == {"tiny": record} == read_deployments(store.root)
+
+
+@pytest.mark.parametrize(("wanted", "desired"), [(True, Desired.RUNNING), (False, Desired.GONE)])
+def test_a_record_of_a_version_without_stop_is_read(store, wanted, desired):
+    path = store.root / "deployments" / "tiny.json"
+    path.write_text(json.dumps({"name": "tiny", "manifest": {}, "source": "/m.yaml", "wanted": wanted}))
+    assert store.deployments()[0]["tiny"].desired is desired
+
+
+def test_names_are_told_without_reading_records(store):
+    store.save_deployment(DeploymentRecord(name="tiny", manifest={}, source="s"))
+    (store.root / "deployments" / "bad.json").write_text("{")
+    (store.root / "deployments" / "old.json.corrupt-1").write_text("{")
+    assert deployment_names(store.root) == ["bad", "tiny"]
+    assert deployment_names(store.root / "nowhere") == []
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])

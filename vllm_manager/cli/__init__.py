@@ -15,7 +15,7 @@ def main() -> NoReturn:
     from vllm_manager.cli.output import print_error
 
     try:
-        code = app.main(standalone_mode=False)
+        code = app.main(prog_name="vllm-manager", standalone_mode=False)
     except ManagerError as error:
         print_error(error)
         sys.exit(error.exit_code)
@@ -26,11 +26,12 @@ def main() -> NoReturn:
         print_error(ManagerError(cause=f"can't use {place}: {error.strerror or error}"))
         sys.exit(1)
     except click.UsageError as error:
-        if not error.message or error.message.startswith("Usage:"):  # no subcommand given: click's help
+        missing = isinstance(error, click.MissingParameter)
+        if not missing and (not error.message or error.message.startswith("Usage:")):  # click's help
             click.echo(error.format_message(), err=True)
             sys.exit(error.exit_code)
         command = error.ctx.command_path if error.ctx else "vllm-manager"
-        print_error(ManagerError(cause=error.format_message(), hint=f"`{command} --help` shows how"))
+        print_error(ManagerError(cause=_usage(error), hint=f"`{command} --help` shows how"))
         sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()
@@ -42,3 +43,12 @@ def main() -> NoReturn:
         # Only click itself exits in here, on a broken pipe: whoever read our output has seen enough.
         sys.exit(0)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _usage(error: click.UsageError) -> str:
+    if isinstance(error, click.NoSuchOption):
+        from vllm_manager.near import nearest
+
+        match = nearest(error.option_name, error.possibilities or ())
+        return f"there is no option {error.option_name}{f': did you mean {match}?' if match else ''}"
+    return " ".join(error.format_message().removesuffix(".").split())

@@ -1,5 +1,6 @@
 """Reaching the supervisor, and what can be told without one."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from vllm_manager import proc
@@ -7,7 +8,13 @@ from vllm_manager.control.client import ControlClient
 from vllm_manager.errors import ManagerError, NoSupervisor, NotFound
 from vllm_manager.near import near_names
 from vllm_manager.paths import socket_path, state_dir
-from vllm_manager.store import InstanceRecord, read_endpoints, read_instances
+from vllm_manager.store import (
+    InstanceRecord,
+    deployment_names,
+    read_deployments,
+    read_endpoints,
+    read_instances,
+)
 from vllm_manager.types import Endpoint, Phase, Status
 
 
@@ -40,32 +47,58 @@ def lives(record: InstanceRecord) -> bool:
     return process is not None and not process.dead and process.start_time == data["start_time"]
 
 
+def marks(record: InstanceRecord) -> proc.Marks:
+    """What the processes of the recorded instance carry."""
+    return proc.Marks(session=None, log=record.log, cwd=record.cwd, title=record.title)
+
+
 def offline_statuses() -> list[Status]:
     """The deployments as their records and their processes show them, without a supervisor."""
     endpoints = {endpoint.deployment: endpoint for endpoint in read_endpoints(state_dir())}
+    known, found = read_deployments(state_dir()), records()
     statuses = []
-    for name, record in sorted(records().items()):
-        alive = lives(record)
-        phase = record.phase if alive or not record.phase.live else Phase.STOPPED
-        known = endpoints.get(name)
-        if known is None:
-            known = Endpoint(deployment=name, model=name, names=(name,), root_url=None, phase=phase)
-        statuses.append(
-            Status(
-                name=name,
-                source="",
-                endpoint=replace(known, phase=phase),
-                instance=record.instance,
-                pid=int(record.handle.data["pid"]) if alive and record.handle else None,
-                gpus=tuple(gpu.index for gpu in record.placement.gpus),
-                engine=record.engine.name if record.engine else None,
-                phase_since=record.phase_since,
-                ready_after=record.ready_after,
-                error=record.error,
-                log=record.log or None,
+    for name in sorted({*known, *found}):
+        source = known[name].source if name in known else ""
+        endpoint = endpoints.get(name)
+        if endpoint is None:
+            endpoint = Endpoint(
+                deployment=name, model=name, names=(name,), root_url=None, phase=Phase.STOPPED
             )
-        )
+        if (record := found.get(name)) is None:
+            statuses.append(Status(name=name, source=source, endpoint=replace(endpoint, phase=Phase.STOPPED)))
+        else:
+            statuses.append(_offline_status(record, endpoint, source))
     return statuses
+
+
+def _offline_status(record: InstanceRecord, endpoint: Endpoint, source: str) -> Status:
+    alive = lives(record)
+    phase = record.phase if alive or not record.phase.live else Phase.STOPPED
+    return Status(
+        name=record.deployment,
+        source=source,
+        endpoint=replace(endpoint, phase=phase),
+        instance=record.instance or None,
+        pid=int(record.handle.data["pid"]) if alive and record.handle else None,
+        gpus=tuple(gpu.index for gpu in record.placement.gpus),
+        engine=record.engine.name if record.engine else None,
+        phase_since=record.phase_since,
+        steps=record.steps,
+        ready_after=record.ready_after,
+        kv_cache_tokens=record.kv_cache_tokens,
+        failed_starts=record.failed_starts,
+        restarts=len(record.restarts_at),
+        error=None if phase is Phase.STOPPED else record.error,
+        log=record.log or None,
+    )
+
+
+def unknown_name(name: str, known: Iterable[str]) -> NotFound:
+    """The error for a name that no deployment has."""
+    names = tuple(sorted(known))
+    return NotFound(
+        cause=f"there is no deployment named {name}", hint=near_names(name, names), name=name, known=names
+    )
 
 
 def explain_absence(name: str | None, error: NoSupervisor) -> ManagerError:
@@ -78,9 +111,5 @@ def explain_absence(name: str | None, error: NoSupervisor) -> ManagerError:
             hint="`vllm-manager up`, `down` or `serve` starts one, which takes over what runs",
             live=live,
         )
-    if name is not None and name not in found:
-        known = tuple(sorted(found))
-        return NotFound(
-            cause=f"there is no deployment named {name}", hint=near_names(name, known), name=name, known=known
-        )
-    return error
+    known = {*found, *deployment_names(state_dir())}
+    return unknown_name(name, known) if name is not None and name not in known else error

@@ -1,7 +1,6 @@
-"""Commands that only show: ps, logs, gpus, version."""
+"""Commands that only show: logs, gpus, version."""
 
 import os
-import select
 import sys
 import time
 from collections.abc import Iterator
@@ -9,65 +8,16 @@ from collections.abc import Iterator
 import click
 
 from vllm_manager import __version__
-from vllm_manager.cli.connect import all_statuses, control, explain_absence, offline_statuses
-from vllm_manager.cli.output import ago, gibibytes, note, phase_text, print_error, print_json, table
-from vllm_manager.errors import ManagerError, NoSupervisor, NotFound, from_payload
-from vllm_manager.near import near_names
-from vllm_manager.types import Phase, Status
+from vllm_manager.cli.connect import all_statuses, control, unknown_name
+from vllm_manager.cli.options import JSON, NAME
+from vllm_manager.cli.output import gibibytes, nobody_reads, note, print_json, table
+from vllm_manager.errors import ManagerError, NoSupervisor, NotFound
 
-JSON = click.option("--json", "as_json", is_flag=True, help="Print data as JSON.")
 FOLLOW_POLL = 0.2
 
 
 @click.command()
-@JSON
-def ps(as_json: bool) -> None:
-    """List deployments: phase, address, GPUs, how long.
-
-    \b
-    Examples:
-      vllm-manager ps
-      vllm-manager ps --json | jq '.[].endpoint.phase'
-    """
-    missing: NoSupervisor | None = None
-    try:
-        statuses = control().statuses()
-    except NoSupervisor as error:
-        statuses = offline_statuses()
-        missing = error
-    if as_json:
-        print_json(statuses)
-    else:
-        rows = [_row(status) for status in statuses]
-        table(["NAME", "PHASE", "URL", "GPUS", "PID", "SINCE", "MODEL"], rows)
-    for status in statuses:
-        if status.error and status.phase is not Phase.READY and not as_json:
-            error_of = from_payload(status.error)
-            note(f"{status.name}: {error_of.cause}")
-            if error_of.hint:
-                note(f"  hint: {error_of.hint}")
-    if missing is not None:
-        reason = explain_absence(None, missing)
-        if reason is not missing:
-            print_error(reason)
-            raise click.exceptions.Exit(reason.exit_code)
-
-
-def _row(status: Status) -> list[str]:
-    endpoint = status.endpoint
-    return [
-        status.name,
-        phase_text(status),
-        endpoint.base_url or "-",
-        ",".join(map(str, status.gpus)) or "cpu",
-        str(status.pid or "-"),
-        ago(status.phase_since) if status.phase_since else "-",
-        endpoint.model,
-    ]
-
-
-@click.command()
-@click.argument("name")
+@NAME
 @click.option("-f", "--follow", is_flag=True, help="Go on printing what is added, also across restarts.")
 @click.option("-n", "--lines", type=click.IntRange(min=0), help="Only the last N lines.  [default: all]")
 def logs(name: str, follow: bool, lines: int | None) -> None:
@@ -99,12 +49,7 @@ def logs(name: str, follow: bool, lines: int | None) -> None:
 def _log_of(name: str) -> str:
     statuses = {status.name: status for status in all_statuses()}
     if name not in statuses:
-        raise NotFound(
-            cause=f"there is no deployment named {name}",
-            hint=near_names(name, statuses),
-            name=name,
-            known=tuple(statuses),
-        )
+        raise unknown_name(name, statuses)
     path = statuses[name].log
     if path is None:
         raise NotFound(cause=f"{name} wasn't started yet, so it has no log", name=name)
@@ -123,7 +68,7 @@ def _follow(name: str, path: str, lines: int | None) -> Iterator[str]:
     while True:
         yield from tail.lines()
         sys.stdout.flush()
-        if _nobody_reads():
+        if nobody_reads():
             return
         time.sleep(FOLLOW_POLL)
         if time.monotonic() - looked < 1.0:
@@ -139,13 +84,6 @@ def _follow(name: str, path: str, lines: int | None) -> Iterator[str]:
             yield from tail.lines()
             note(f"{name} was started again")
             path, tail = current, LogTail(current)
-
-
-def _nobody_reads() -> bool:
-    # A pipe whose reader has gone tells so at once, and not only at the next line (`logs -f … | head -1`).
-    poll = select.poll()
-    poll.register(sys.stdout, select.POLLERR)
-    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 @click.command()

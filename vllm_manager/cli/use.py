@@ -6,11 +6,12 @@ import sys
 import click
 
 from vllm_manager import registry
+from vllm_manager.cli.options import NAME
 from vllm_manager.errors import ClientError, StreamInterrupted
 
 
 @click.command()
-@click.argument("name")
+@NAME
 @click.argument("prompt", required=False)
 @click.option("--system", metavar="TEXT", help="A system message before the prompt.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Length limit of the answer, in tokens.")
@@ -47,7 +48,7 @@ def chat(
 
 
 @click.command()
-@click.argument("name")
+@NAME
 def env(name: str) -> None:
     """Print shell lines that point OpenAI clients at a deployment.
 

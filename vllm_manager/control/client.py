@@ -11,7 +11,7 @@ from typing import Any
 
 from vllm_manager.codec import decode
 from vllm_manager.errors import ControlError, NoSupervisor, SocketDenied, from_payload
-from vllm_manager.types import GpuInventory, Lease, Status
+from vllm_manager.types import Decision, GpuInventory, Lease, Status
 
 CONNECT_TIMEOUT = 5.0
 
@@ -64,12 +64,35 @@ class ControlClient:
         return decode(Status, self._request("GET", _path(name)))
 
     def up(
-        self, manifest: Mapping[str, Any], *, source: str, api_key: str | None, environment: Mapping[str, str]
-    ) -> Mapping[str, Any]:
-        """Bring a deployment up; returns ``{action, changes}`` at once, not when it is ready."""
-        body = {"manifest": manifest, "source": source, "api_key": api_key, "environment": dict(environment)}
-        data: Mapping[str, Any] = self._request("POST", "/v1/deployments", body)
-        return data
+        self,
+        manifest: Mapping[str, Any],
+        *,
+        source: str,
+        api_key: str | None,
+        environment: Mapping[str, str],
+        recreate: bool = False,
+    ) -> Decision:
+        """Bring a deployment up; returns what that meant at once, not when it is ready."""
+        body = {
+            "manifest": manifest,
+            "source": source,
+            "api_key": api_key,
+            "environment": dict(environment),
+            "recreate": recreate,
+        }
+        return decode(Decision, self._request("POST", "/v1/deployments", body))
+
+    def start(self, name: str) -> Decision:
+        """Want a deployment running that is known; returns at once."""
+        return decode(Decision, self._request("POST", f"{_path(name)}/start", {}))
+
+    def restart(self, name: str) -> Decision:
+        """Replace a deployment's instance; returns when the old one is gone, and the new one begins."""
+        return decode(Decision, self._request("POST", f"{_path(name)}/restart", {}))
+
+    def stop(self, name: str, *, now: bool = False) -> None:
+        """Stop a deployment without forgetting it, and wait until it is stopped."""
+        self._request("POST", f"{_path(name)}/stop{'?now=1' if now else ''}", {})
 
     def watch(self, name: str, timeout: Callable[[], float | None] = lambda: None) -> Iterator[Status]:
         """The deployment's status now and at every change, until the caller has seen enough.
@@ -81,7 +104,14 @@ class ControlClient:
         Raises:
             NotFound: It was taken down meanwhile.
         """
-        with self._open("GET", f"{_path(name)}/watch") as (response, connection):
+        return (decode(Status, data) for data in self._stream(f"{_path(name)}/watch", timeout))
+
+    def watch_all(self) -> Iterator[list[Status]]:
+        """All deployments now and at every change, until the caller has seen enough."""
+        return ([decode(Status, item) for item in data] for data in self._stream("/v1/watch"))
+
+    def _stream(self, path: str, timeout: Callable[[], float | None] = lambda: None) -> Iterator[Any]:
+        with self._open("GET", path) as (response, connection):
             while True:
                 # A timeout of 0 would mean "don't block".
                 left = timeout()
@@ -95,7 +125,7 @@ class ControlClient:
                 data = json.loads(line)
                 if "code" in data:
                     raise from_payload(data)
-                yield decode(Status, data)
+                yield data
 
     def down(self, name: str, *, now: bool = False) -> None:
         """Take a deployment down, and wait until it is gone."""

@@ -76,6 +76,10 @@ class ControlServer:
                 web.get("/v1/deployments/{name}", self._status),
                 web.get("/v1/deployments/{name}/watch", self._watch),
                 web.delete("/v1/deployments/{name}", self._down),
+                web.post("/v1/deployments/{name}/start", self._start),
+                web.post("/v1/deployments/{name}/stop", self._stop),
+                web.post("/v1/deployments/{name}/restart", self._restart),
+                web.get("/v1/watch", self._watch_all),
                 web.get("/v1/gpus", self._gpus),
                 web.post("/v1/shutdown", self._end),
             ]
@@ -114,32 +118,56 @@ class ControlServer:
             body: dict[str, Any] = await request.json()
             manifest, source = body["manifest"], str(body["source"])
             api_key, environment = body.get("api_key"), dict(body.get("environment") or {})
+            recreate = bool(body.get("recreate"))
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise BadControlRequest(cause=f"not a request to bring a deployment up: {error!r}") from error
-        result = await self._manager.up(
-            Deployment.from_json(manifest), source=source, api_key=api_key, environment=environment
+        decision = await self._manager.up(
+            Deployment.from_json(manifest),
+            source=source,
+            api_key=api_key,
+            environment=environment,
+            recreate=recreate,
         )
-        return web.json_response(encode(result))
+        return web.json_response(encode(decision))
 
     async def _status(self, request: web.Request) -> web.Response:
         return web.json_response(encode(self._manager.status(request.match_info["name"])))
 
     async def _watch(self, request: web.Request) -> web.StreamResponse:
         name = request.match_info["name"]
-        status = self._manager.status(name)
+        return await self._stream(request, lambda: self._manager.status(name))
+
+    async def _watch_all(self, request: web.Request) -> web.StreamResponse:
+        return await self._stream(request, self._manager.statuses)
+
+    async def _stream(self, request: web.Request, look: Callable[[], Any]) -> web.StreamResponse:
+        look()  # an unknown name is answered with 404
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
         while True:
             seen = self._manager.changed.version
             try:
-                status = self._manager.status(name)
+                news = look()
             except NotFound as error:
                 await response.write(_line(error.payload()))
                 return response
-            await response.write(_line(encode(status)))
+            await response.write(_line(encode(news)))
             with suppress(TimeoutError):
                 async with asyncio.timeout(WATCH_HEARTBEAT):
                     await self._manager.changed.wait(seen)
+
+    async def _start(self, request: web.Request) -> web.Response:
+        decision = await asyncio.shield(self._manager.start(request.match_info["name"]))
+        return web.json_response(encode(decision))
+
+    async def _restart(self, request: web.Request) -> web.Response:
+        decision = await asyncio.shield(self._manager.restart(request.match_info["name"]))
+        return web.json_response(encode(decision))
+
+    async def _stop(self, request: web.Request) -> web.Response:
+        now = request.query.get("now") == "1"
+        await asyncio.shield(self._manager.stop(request.match_info["name"], now=now))
+        return web.json_response({})
 
     async def _down(self, request: web.Request) -> web.Response:
         # Shielded: a caller that leaves doesn't undo its request.
