@@ -6,12 +6,13 @@
 
     print(registry.client("llama").chat("hello"))
 
-A name is a deployment's, or one that it serves; a deployment's own name wins. What is known comes from
-``endpoints.json`` in the state directory, which is read again when it changed.
+A name is a deployment's, or one that it serves (a LoRA adapter's too); a deployment's own name wins. What is
+known comes from ``endpoints.json`` in the state directory, which is read again when it changed.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import time
@@ -129,9 +130,10 @@ def _find(name: str, known: tuple[Endpoint, ...]) -> Endpoint:
     for found in known:
         if found.deployment == name:
             return found
-    serving = [found for found in known if name in found.names]
+    serving = [found for found in known if name in (*found.names, *found.adapters)]
     if len(serving) == 1:
-        return serving[0]
+        (found,) = serving
+        return replace(found, model=name) if name in found.adapters else found
     if serving:
         owners = tuple(found.deployment for found in serving)
         raise AmbiguousName(
@@ -146,7 +148,8 @@ def _find(name: str, known: tuple[Endpoint, ...]) -> Endpoint:
 def _not_found(name: str, known: tuple[Endpoint, ...]) -> NotFound:
     from difflib import get_close_matches
 
-    names = tuple(dict.fromkeys(n for found in known for n in (found.deployment, *found.names)))
+    every = ((found.deployment, *found.names, *found.adapters) for found in known)
+    names = tuple(dict.fromkeys(itertools.chain.from_iterable(every)))
     if near := get_close_matches(name, names):
         hint = f"did you mean {' or '.join(near)}?"
     elif known:

@@ -57,6 +57,14 @@ def test_a_deployment_is_found_by_its_name_and_by_every_name_it_serves(state):
         assert registry.endpoint(name).deployment == "llama"
 
 
+def test_an_adapters_name_is_what_is_sent_then(state):
+    state.save_endpoints((deployed("llama", "llama-8b", adapters=("sql",)),))
+
+    assert registry.endpoint("sql").deployment == "llama"
+    assert registry.endpoint("sql").model == "sql"
+    assert registry.endpoint("llama").model == "llama-8b"
+
+
 def test_a_deployments_own_name_wins_over_a_served_one(state):
     state.save_endpoints((deployed("b", "a"), deployed("a", port=8001)))
 
