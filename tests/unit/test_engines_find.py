@@ -1,15 +1,13 @@
-"""Finding the engine of a deployment, and the provisioned ones."""
+"""Finding the engine of a deployment."""
 
-import fcntl
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from vllm_manager.engines import find, marker
 from vllm_manager.engines.marker import InstalledEngine
-from vllm_manager.errors import EngineBroken, EngineError, EngineMissing, NotFound
+from vllm_manager.errors import EngineBroken, EngineMissing
 from vllm_manager.types import Device
 
 
@@ -35,7 +33,7 @@ def environment(directory: Path, *packages: tuple[str, str], script: str | None 
 
 def provisioned(engines: Path, name: str = "cpu-0.32.0", size: int = 5) -> InstalledEngine:
     """A provisioned engine with its marker."""
-    version = f"{name.removeprefix('cpu-')}+cpu"
+    version = f"{name.removeprefix('cpu-')}+cpu" if name.startswith("cpu-") else name.removeprefix("cuda-")
     environment(engines / name, ("vllm", version))
     engine = InstalledEngine(
         name=name,
@@ -83,8 +81,9 @@ def test_an_environment_tells_its_version_and_device(tmp_path: Path, version: st
 
 
 def test_a_missing_interpreter_is_named(tmp_path: Path) -> None:
-    with pytest.raises(EngineMissing, match=f"no program {tmp_path}/bin/python"):
+    with pytest.raises(EngineMissing, match=f"no program {tmp_path}/bin/python") as caught:
         resolve(python=tmp_path / "bin/python")
+    assert caught.value.install is None, "provisioning can't help"
 
 
 def test_an_environment_instead_of_its_interpreter_gets_the_path_that_was_meant(tmp_path: Path) -> None:
@@ -150,12 +149,13 @@ def test_a_build_for_another_device_is_refused(tmp_path: Path, version: str, dev
         resolve(python=python, device=device)
 
 
-# --- vllm on PATH ------------------------------------------------------------------------------------
+# --- CUDA: vllm on PATH, and provisioned engines -------------------------------------------------------
 
 
 def test_cuda_uses_the_vllm_on_path(tmp_path: Path) -> None:
     environment(tmp_path / "e", ("vllm", "0.32.0"))
-    engine = resolve(path=str(tmp_path / "e/bin"))
+    provisioned(tmp_path / "engines", "cuda-0.32.0")
+    engine = resolve(tmp_path / "engines", path=str(tmp_path / "e/bin"))
     assert engine.executable == str(tmp_path / "e/bin/vllm")
     assert engine.version == "0.32.0"
 
@@ -174,21 +174,69 @@ def test_a_script_that_is_started_through_the_shell_leads_to_the_python_beside_i
     assert resolve(path=str(script.parent)).version == "0.32.0"
 
 
-def test_nothing_on_path_has_hints(tmp_path: Path) -> None:
-    with pytest.raises(EngineMissing, match="no `vllm` on PATH") as caught:
-        resolve(path=str(tmp_path))
-    assert "engine.python" in str(caught.value.hint)
+def test_without_a_vllm_on_path_cuda_uses_the_provisioned_engine(tmp_path: Path) -> None:
+    provisioned(tmp_path, "cuda-0.31.0")
+    provisioned(tmp_path, "cuda-0.32.0")
+    engine = resolve(tmp_path, path="/nowhere")
+    assert (engine.name, engine.version, engine.device) == ("cuda-0.32.0", "0.32.0", Device.CUDA)
+
+
+def test_nothing_on_path_and_nothing_provisioned_can_be_installed(tmp_path: Path) -> None:
+    with pytest.raises(EngineMissing, match="no `vllm` is on PATH, and the engine cuda") as caught:
+        resolve(tmp_path, path=str(tmp_path))
+    assert caught.value.hint == "`vllm-manager engine install 0.32.0 --device cuda` installs it"
+    assert (caught.value.install, caught.value.device) == ("0.32.0", "cuda")
     assert caught.value.permanent
 
 
-def test_the_vllm_on_path_must_be_of_the_version_asked_for(tmp_path: Path) -> None:
-    environment(tmp_path / "e", ("vllm", "0.32.0"))
-    assert resolve(version="0.32.0", path=str(tmp_path / "e/bin")).version == "0.32.0"
-    with pytest.raises(EngineBroken, match=r"wants vLLM 0\.31\.0"):
-        resolve(version="0.31.0", path=str(tmp_path / "e/bin"))
+def test_a_cpu_build_on_path_serves_no_gpu(tmp_path: Path) -> None:
+    environment(tmp_path / "e", ("vllm", "0.32.0+cpu"))
+    path = str(tmp_path / "e/bin")
+    with pytest.raises(EngineMissing, match="is built for the CPU") as caught:
+        resolve(tmp_path / "engines", path=path)
+    assert caught.value.install == "0.32.0"
+    provisioned(tmp_path / "engines", "cuda-0.32.0")
+    assert resolve(tmp_path / "engines", path=path).name == "cuda-0.32.0"
 
 
-# --- provisioned engines -----------------------------------------------------------------------------
+def test_a_broken_vllm_on_path_is_not_silently_replaced_by_another(tmp_path: Path) -> None:
+    environment(tmp_path / "old", ("vllm", "0.32.0"))
+    (tmp_path / "old").rename(tmp_path / "new")
+    provisioned(tmp_path / "engines", "cuda-0.32.0")
+    with pytest.raises(EngineBroken, match="which isn't there"):
+        resolve(tmp_path / "engines", path=str(tmp_path / "new/bin"))
+
+
+def test_the_provisioned_engine_of_a_version_comes_before_the_one_on_path(tmp_path: Path) -> None:
+    environment(tmp_path / "e", ("vllm", "0.31.0"))
+    provisioned(tmp_path / "engines", "cuda-0.31.0")
+    engine = resolve(tmp_path / "engines", version="0.31.0", path=str(tmp_path / "e/bin"))
+    assert engine.name == "cuda-0.31.0"
+
+
+def test_the_vllm_on_path_is_used_if_it_is_of_the_version_asked_for(tmp_path: Path) -> None:
+    environment(tmp_path / "e", ("vllm", "0.31.0+cu130"))
+    engine = resolve(tmp_path, version="0.31.0", path=str(tmp_path / "e/bin"))
+    assert engine.executable == str(tmp_path / "e/bin/vllm")
+
+
+@pytest.mark.parametrize("version", ["0.32.0", "0.31.0+cpu", None])
+def test_a_vllm_on_path_that_is_not_it_leaves_the_version_to_be_installed(
+    tmp_path: Path, version: str | None
+) -> None:
+    environment(tmp_path / "e", *([("vllm", version)] if version else []))
+    with pytest.raises(EngineMissing, match=r"^the engine cuda-0\.31\.0 isn't installed$") as caught:
+        resolve(tmp_path, version="0.31.0", path=str(tmp_path / "e/bin"))
+    assert (caught.value.install, caught.value.device) == ("0.31.0", "cuda")
+
+
+def test_cuda_can_be_provisioned_in_versions_without_pins(tmp_path: Path) -> None:
+    with pytest.raises(EngineMissing) as caught:
+        resolve(tmp_path, version="0.29.0", path="/nowhere")
+    assert caught.value.install == "0.29.0"
+
+
+# --- the CPU: provisioned engines --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("version", [None, "0.32.0"])
@@ -210,14 +258,24 @@ def test_versions_lie_side_by_side(tmp_path: Path) -> None:
 def test_a_missing_engine_names_the_command_that_installs_it(tmp_path: Path) -> None:
     with pytest.raises(EngineMissing, match=r"cpu-0\.31\.0 isn't installed$") as caught:
         resolve(tmp_path, version="0.31.0", device=Device.CPU)
-    assert caught.value.hint == "`vllm-manager engine install 0.31.0` installs it"
+    assert caught.value.hint == "`vllm-manager engine install 0.31.0 --device cpu` installs it"
+    assert (caught.value.install, caught.value.device) == ("0.31.0", "cpu")
     assert caught.value.permanent
+
+
+def test_a_shorter_spelling_means_the_same_version(tmp_path: Path) -> None:
+    provisioned(tmp_path)
+    assert resolve(tmp_path, version="0.32", device=Device.CPU).name == "cpu-0.32.0"
+    with pytest.raises(EngineMissing) as caught:
+        resolve(tmp_path, version="0.31", device=Device.CPU)
+    assert caught.value.install == "0.31.0"
 
 
 def test_a_version_that_cannot_be_provisioned_names_those_that_can(tmp_path: Path) -> None:
     with pytest.raises(EngineMissing) as caught:
         resolve(tmp_path, version="0.1.0", device=Device.CPU)
     assert "0.32.0, 0.31.0, 0.30.0" in str(caught.value.hint)
+    assert caught.value.install is None, "provisioning can't help"
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[]", '{"format": 99}', '{"format": 1, "version": "x"}'])
@@ -226,7 +284,6 @@ def test_an_engine_without_a_readable_marker_is_never_used(tmp_path: Path, text:
     (directory / "engine.json").unlink()
     if text is not None:
         (directory / "engine.json").write_text(text)
-    assert find.installed(tmp_path) == ()
     with pytest.raises(EngineMissing, match="isn't installed completely"):
         resolve(tmp_path, device=Device.CPU)
 
@@ -237,78 +294,4 @@ def test_an_engine_whose_python_was_removed_is_broken(tmp_path: Path) -> None:
     python.symlink_to(tmp_path / "removed")
     with pytest.raises(EngineBroken, match=r"cpu-0\.32\.0 can't be used") as caught:
         resolve(tmp_path, device=Device.CPU)
-    assert caught.value.hint == "`vllm-manager engine install` builds it anew"
-
-
-def test_installed_engines_are_listed_by_name(tmp_path: Path) -> None:
-    newer, older = provisioned(tmp_path, size=7), provisioned(tmp_path, "cpu-0.31.0")
-    (tmp_path / "cpu-0.32.0.lock").write_text("")
-    (tmp_path / ".tmp-cpu-0.30.0").mkdir()
-    assert find.installed(tmp_path) == (older, newer)
-    assert newer.size == 7
-
-
-def test_no_engines_directory_means_no_engines(tmp_path: Path) -> None:
-    assert find.installed(tmp_path / "absent") == ()
-
-
-def test_a_moved_engines_directory_says_where_its_engines_are(tmp_path: Path) -> None:
-    engine = provisioned(tmp_path / "old")
-    (tmp_path / "old").rename(tmp_path / "new")
-    assert find.installed(tmp_path / "new") == (replace(engine, path=tmp_path / "new/cpu-0.32.0"),)
-
-
-def test_a_removed_engine_is_gone(tmp_path: Path) -> None:
-    provisioned(tmp_path)
-    kept = provisioned(tmp_path, "cpu-0.31.0")
-    (tmp_path / "cpu-0.32.0.install.log").write_text("pip")
-    find.remove("cpu-0.32.0", tmp_path)
-    assert find.installed(tmp_path) == (kept,)
-    assert not (tmp_path / "cpu-0.32.0").exists()
-    assert not (tmp_path / "cpu-0.32.0.install.log").exists()
-
-
-def test_what_an_interrupted_install_left_can_be_removed(tmp_path: Path) -> None:
-    (tmp_path / "cpu-0.32.0/lib").mkdir(parents=True)
-    find.remove("cpu-0.32.0", tmp_path)
-    assert not (tmp_path / "cpu-0.32.0").exists()
-
-
-@pytest.mark.parametrize("name", ["", ".", "..", "../victim", "link", "/victim", ".tmp-cpu-0.32.0", "a.lock"])
-def test_only_an_engine_of_the_directory_can_be_removed(tmp_path: Path, name: str) -> None:
-    engines, victim = tmp_path / "engines", tmp_path / "victim"
-    provisioned(engines)
-    victim.mkdir()
-    (engines / "link").symlink_to(victim)
-    (engines / ".tmp-cpu-0.32.0").mkdir()
-    (engines / "a.lock").write_text("")
-    with pytest.raises(NotFound) as caught:
-        find.remove(name, engines)
-    assert caught.value.known == ("cpu-0.32.0",)
-    assert victim.is_dir()
-    assert (engines / ".tmp-cpu-0.32.0").is_dir()
-
-
-def test_an_engine_is_not_removed_while_another_process_installs_it(tmp_path: Path) -> None:
-    engine = provisioned(tmp_path)
-    with (tmp_path / "cpu-0.32.0.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        lock.write("4711\n")
-        lock.flush()
-        with pytest.raises(EngineError, match=r"pid 4711"):
-            find.remove("cpu-0.32.0", tmp_path)
-    assert find.installed(tmp_path) == (engine,)
-
-
-def test_a_removal_that_is_cut_short_leaves_no_usable_engine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    provisioned(tmp_path)
-
-    def fail(directory: Path) -> None:
-        raise PermissionError(13, "Permission denied", str(directory))
-
-    monkeypatch.setattr(marker.shutil, "rmtree", fail)
-    with pytest.raises(EngineError, match="Permission denied"):
-        find.remove("cpu-0.32.0", tmp_path)
-    assert find.installed(tmp_path) == ()
+    assert caught.value.hint == "`vllm-manager engine install 0.32.0 --device cpu` builds it anew"

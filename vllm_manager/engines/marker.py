@@ -9,6 +9,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from vllm_manager.engines.environments import device_of
 from vllm_manager.types import Device, Engine
 
 MARKER = "engine.json"
@@ -41,10 +42,15 @@ class InstalledEngine:
         return self.path / "bin" / "vllm"
 
     @property
+    def device(self) -> Device | None:
+        """What it computes on."""
+        return device_of(self.version)
+
+    @property
     def engine(self) -> Engine:
         """The engine as a launcher wants it."""
         return Engine(
-            name=self.name, executable=str(self.executable), version=self.version, device=Device.CPU
+            name=self.name, executable=str(self.executable), version=self.version, device=self.device
         )
 
 

@@ -4,8 +4,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-_STEPS = 5
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstallProgress:
@@ -29,8 +27,9 @@ class InstallProgress:
 class Progress:
     """Turns what happens into reports."""
 
-    def __init__(self, report: Callable[[InstallProgress], None]) -> None:
+    def __init__(self, report: Callable[[InstallProgress], None], *, total: int) -> None:
         self._report = report
+        self._total = total
         self._began = time.monotonic()
         self._step = 0
         self._what = ""
@@ -61,7 +60,7 @@ class Progress:
         self._report(
             InstallProgress(
                 step=self._step,
-                total=_STEPS,
+                total=self._total,
                 what=self._what,
                 detail=detail,
                 elapsed=time.monotonic() - self._began,
