@@ -132,6 +132,9 @@ def environment(
     result = dict(DEFAULTS)
     result.update(base)
     result.update(deployment.env)
+    # By default beside other temporary files, which are removed with the instance: each start would compile
+    # the same again (17 s with vLLM 0.30 on a CPU).
+    result.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{_vllm_cache(result)}/torchinductor")
     result["PATH"] = (
         f"{PurePath(engine.executable).parent}:{result.get('PATH', '/usr/local/bin:/usr/bin:/bin')}"
     )
@@ -145,6 +148,13 @@ def environment(
     if api_key is not None:
         result["VLLM_API_KEY"] = api_key
     return result
+
+
+def _vllm_cache(environment: Mapping[str, str]) -> str:
+    # As vllm/envs.py has it.
+    home = environment.get("HOME", "/")
+    default = f"{environment.get('XDG_CACHE_HOME') or f'{home}/.cache'}/vllm"
+    return environment.get("VLLM_CACHE_ROOT") or default
 
 
 def launch_spec(

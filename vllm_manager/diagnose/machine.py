@@ -61,6 +61,12 @@ MACHINE = (
         "raise the limit of open files of who starts it: LimitNOFILE=65535 (systemd), or `ulimit -n 65535`",
     ),
     permanent(
+        "compiler-missing",
+        r"InvalidCxxCompiler: No working C\+\+ compiler found",
+        "vLLM compiles code for this machine's CPU, and there is no C++ compiler that works",
+        "install one (`apt-get install g++`), and start it again",
+    ),
+    permanent(
         "library-missing",
         r"ImportError: (?P<library>lib[^\s:]+): cannot open shared object file",
         "the engine needs the system library $library, which isn't installed",
