@@ -288,6 +288,27 @@ def test_without_an_engine_the_files_are_checked_and_the_rest_is_said_to_be_skip
     assert [error.field for error in done.errors] == ["args.ssl-keyfile", "args.ssl-certfile"]
 
 
+@pytest.mark.parametrize(
+    ("engine", "install", "field"),
+    [
+        ({"python": "/nope"}, None, "engine.python"),
+        ({"version": "0.1.0"}, None, "engine.version"),
+        ({"version": "0.32.0"}, "0.32.0", None),
+        ({}, None, None),
+    ],
+)
+def test_an_engine_that_can_never_be_had_is_the_manifests_fault(
+    manifest, tmp_path, monkeypatch, engine, install, field
+):
+    def missing(*_):
+        raise EngineMissing(cause="it isn't there", hint="get it", install=install)
+
+    monkeypatch.setattr(package, "engine_for", missing)
+    found = preflight(manifest(engine=engine), {}, tmp_path).no_engine
+    assert (found and found.field) == field
+    assert found is None or (found.line, found.hint) == (6, "get it")
+
+
 def test_flags_that_cannot_be_read_are_a_reason_too(manifest, tmp_path, monkeypatch):
     monkeypatch.setattr(package, "engine_for", lambda *_: Engine(name="e", executable="/no/vllm"))
     said: list[str] = []

@@ -26,7 +26,7 @@ COMMANDS = {
     "validate": ("manifests", "Check manifests without starting anything."),
     "schema": ("manifests", "Print the JSON Schema of manifests."),
     "pull": ("pull", "Fetch models from the Hugging Face hub."),
-    "engine": ("engine", "Install, list and remove the vLLM engines that it manages."),
+    "engine": ("engine", "Install, list, check and remove the vLLM engines that it manages."),
     "serve": ("serve", "Run the supervisor in the foreground."),
     "completion": ("completion", "Print the script that completes commands in a shell."),
     "version": ("show", "Print the version."),

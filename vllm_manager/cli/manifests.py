@@ -88,7 +88,7 @@ def check_flags(manifests: "Sequence[Loaded]") -> list[str | None]:
         For each, why its flags weren't checked, or None where they were.
 
     Raises:
-        ManifestError: An engine doesn't know a flag, or not that value; or a file isn't there.
+        ManifestError: An engine doesn't know a flag, or not that value; a file or the engine isn't there.
     """
     from vllm_manager.manifest.load import together
 
@@ -97,7 +97,8 @@ def check_flags(manifests: "Sequence[Loaded]") -> list[str | None]:
     errors = {
         (error.path, error.line, error.column, error.cause): error
         for each in checks
-        for error in each.errors
+        for error in (each.no_engine, *each.errors)
+        if error is not None
     }
     if errors:
         raise together([*errors.values()], *dict.fromkeys(str(each.source) for each in manifests))

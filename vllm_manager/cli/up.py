@@ -12,7 +12,7 @@ from vllm_manager.cli.output import note, print_error
 from vllm_manager.cli.waiting import Deadline, finish, print_usage
 from vllm_manager.control.client import ControlClient
 from vllm_manager.errors import EngineMissing, ManagerError, NotFound
-from vllm_manager.types import Action, Decision
+from vllm_manager.types import Action, Decision, Device
 
 if TYPE_CHECKING:
     from vllm_manager.manifest.loaded import Loaded
@@ -96,7 +96,8 @@ def _ensure_engine(loaded: "Loaded") -> None:
             raise
         from vllm_manager.cli.engine import install_with_progress
 
-        note(f"{deployment.name} needs vLLM {error.install}, which isn't installed yet: installing it once.")
+        needed = f"vLLM {error.install} for {'the CPU' if error.device is Device.CPU else 'CUDA'}"
+        note(f"{deployment.name} needs {needed}, which isn't installed yet: installing it once.")
         install_with_progress(error.install, device=error.device)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vllm_manager.engines.find import engine_for
 from vllm_manager.engines.introspect import engine_flags
-from vllm_manager.errors import EngineError, ManifestError
+from vllm_manager.errors import EngineError, EngineMissing, ManifestError
 from vllm_manager.flag_check import problems
 from vllm_manager.manifest.explain import Problem
 from vllm_manager.manifest.loaded import Loaded
@@ -22,11 +22,13 @@ class Preflight:
     Attributes:
         errors: Why the deployment wouldn't start, located in the manifest.
         skipped: Why the flags couldn't be checked, or None where they were.
+        no_engine: That the manifest names an engine which isn't there and can't be installed; located.
         flags: The engine's, as they render the command; None where they weren't checked.
     """
 
     errors: tuple[ManifestError, ...] = ()
     skipped: str | None = None
+    no_engine: ManifestError | None = None
     flags: EngineFlags | None = None
 
 
@@ -47,17 +49,22 @@ def preflight(
         report: Gets a line for what takes long.
     """
     deployment = loaded.deployment
-    flags, why = _flags(deployment, environment, engines_dir, report)
+    no_engine = None
+    try:
+        flags, why = _flags(deployment, environment, engines_dir, report)
+    except EngineError as error:
+        flags, why, no_engine = None, error.cause, _located(loaded, error)
     found = problems(deployment, flags) if flags else []
     files = model_files.find(deployment, environment)
     found += _late_checks(deployment, files, flags)
     errors: dict[tuple[str | int, ...], ManifestError] = {}
     for problem in found:  # the first at a place explains the others
-        error = loaded.error(problem.path, problem.cause, problem.hint, at_key=problem.at_key)
-        errors.setdefault(problem.path, error)
+        located = loaded.error(problem.path, problem.cause, problem.hint, at_key=problem.at_key)
+        errors.setdefault(problem.path, located)
     return Preflight(
         errors=tuple(sorted(errors.values(), key=lambda error: (error.line or 0, error.column or 0))),
         skipped=None if flags else f"flags not checked: {why}",
+        no_engine=no_engine,
         flags=flags,
     )
 
@@ -68,13 +75,10 @@ def _flags(
     engines_dir: Path,
     report: Callable[[str], None] | None,
 ) -> tuple[EngineFlags | None, str]:
-    """The engine's flags, or None and why there are none."""
+    """The engine's flags, or None and why there are none. Raises EngineError where there is no engine."""
     if deployment.engine.launcher != "process":
         return None, "the vLLM in an image can't be asked"
-    try:
-        engine = engine_for(deployment, environment, engines_dir)
-    except EngineError as error:
-        return None, error.cause
+    engine = engine_for(deployment, environment, engines_dir)
     said = [f"those of {engine.name} are unknown"]
 
     def say(line: str) -> None:
@@ -83,6 +87,14 @@ def _flags(
             report(line)
 
     return engine_flags(engine, engines_dir, report=say), said[-1]
+
+
+def _located(loaded: Loaded, error: EngineError) -> ManifestError | None:
+    engine = loaded.deployment.engine
+    field = "python" if engine.python else "version" if engine.version else None
+    if field is None or (isinstance(error, EngineMissing) and error.install is not None):
+        return None  # the manifest is right: something is yet to be installed
+    return loaded.error(("engine", field), error.cause.removeprefix(f"engine.{field}: "), error.hint)
 
 
 def _late_checks(
