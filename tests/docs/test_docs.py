@@ -79,14 +79,15 @@ def test_every_module_is_in_the_table_of_layers():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "manifests").glob("*.yaml")), ids=lambda p: p.name)
 def test_every_bundled_manifest_is_valid(path):
-    load_manifest(path)
+    assert load_manifest(path, {})
 
 
 def test_the_manifest_in_the_readme_is_valid(tmp_path):
     (text,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     path = tmp_path / "llama.yaml"
     path.write_text(text)
-    assert load_manifest(path).deployment.name == "llama"
+    (loaded,) = load_manifest(path, {})
+    assert loaded.deployment.name == "llama"
 
 
 def test_links_of_the_documents_lead_somewhere():
