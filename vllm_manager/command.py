@@ -19,7 +19,7 @@ INHERITED = re.compile(
     PATH | HOME | USER | LOGNAME | SHELL | LANG | LC_\w+ | TZ | LD_LIBRARY_PATH | CC | CXX
     | XDG_CACHE_HOME | XDG_CONFIG_HOME
     | (?i:https?_proxy | no_proxy | all_proxy) | SSL_CERT_(?:FILE|DIR) | REQUESTS_CA_BUNDLE | CURL_CA_BUNDLE
-    | HF_\w+ | HUGGING_FACE_HUB_TOKEN | TRANSFORMERS_\w+ | MODELSCOPE_\w+
+    | HF_\w+ | HUGGING_FACE_HUB_TOKEN | HUGGINGFACE_HUB_CACHE | TRANSFORMERS_\w+ | MODELSCOPE_\w+
     | CUDA_HOME | CUDA_PATH | CUDA_CACHE_PATH | NCCL_\w+ | GLOO_\w+ | OMP_\w+ | MKL_\w+
     | TORCH_\w+ | TORCHINDUCTOR_\w+ | TRITON_\w+ | PYTORCH_\w+ | VLLM_\w+
     """

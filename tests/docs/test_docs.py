@@ -1,6 +1,7 @@
 """What a user can meet is documented: every field, command, option, error code and variable."""
 
 import re
+import shlex
 from pathlib import Path
 
 import click
@@ -44,6 +45,32 @@ def test_every_command_has_help_with_an_example_and_every_option_a_text(path, co
     for option in command.params:
         if isinstance(option, click.Option) and not option.hidden:
             assert option.help, f"{path} {option.opts}"
+
+
+def shown_commands() -> dict[str, str]:
+    """The command lines in the documents, the help and the hints of the code, and where each is."""
+    found = {}
+    code = sorted((ROOT / "vllm_manager").rglob("*.py"))
+    for path in (ROOT / "README.md", ROOT / "manifests" / "README.md", *code):
+        text = path.read_text()
+        if path.suffix == ".md":
+            text = "\n".join(re.findall(r"```sh\n.*?```|`[^`\n]+`", text, re.DOTALL))
+        lines = re.findall(r"(?:^ *|[`(]|&& )vllm-manager ([a-z][^`\n)]*)", text, re.MULTILINE)
+        found |= {line.split("  #")[0].split(" &&")[0].split(" |")[0].strip(): path.name for line in lines}
+    return found
+
+
+@pytest.mark.parametrize(("line", "where"), shown_commands().items())
+def test_every_command_line_that_is_shown_is_one(line, where):
+    words = [re.sub(r"\{[^}]*\}?|%s|…", "x", word) for word in shlex.split(line.replace("'", ""))]
+    command, context = app, click.Context(app)
+    while isinstance(command, click.Group) and words and re.fullmatch(r"[a-z-]+", words[0]):
+        command = command.get_command(context, words[0])
+        assert command is not None, f"{where}: {line}"
+        words = words[1:]
+    options = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    for word in words:
+        assert not word.startswith("-") or word.split("=")[0] in options, f"{where}: {line}"
 
 
 @pytest.mark.parametrize("cls", list(every_class()), ids=lambda cls: cls.__name__)
