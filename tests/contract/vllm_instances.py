@@ -19,7 +19,9 @@ from typing import Any
 import psutil
 import pytest
 
+from vllm_manager.engines.recipes import DEFAULT_VERSION, engine_name
 from vllm_manager.paths import engines_dir
+from vllm_manager.types import Device
 
 MODELS = Path(__file__).parents[2] / "manifests" / "models"
 MODEL = MODELS / "tiny"
@@ -275,11 +277,8 @@ def sound_libraries(python: Path, directory: Path) -> dict[str, str]:
 
 
 def real_engine() -> Path | None:
-    """The Python of a real vLLM: $VLLM_MANAGER_TEST_ENGINE, else the first that was provisioned."""
+    """The Python of a real vLLM: $VLLM_MANAGER_TEST_ENGINE, else of the installed default CPU engine."""
     if configured := os.environ.get("VLLM_MANAGER_TEST_ENGINE"):
         return Path(configured)
-    for marker in sorted(engines_dir().glob("*/engine.json")):
-        python = marker.parent / "bin" / "python"
-        if python.exists():
-            return python
-    return None
+    python = engines_dir() / engine_name(DEFAULT_VERSION, Device.CPU) / "bin" / "python"
+    return python if (python.parents[1] / "engine.json").exists() else None

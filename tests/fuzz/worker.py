@@ -140,7 +140,7 @@ def main() -> None:
             code, output = run(argv)
             signal.alarm(0)
             allowed = (0, 2) if plain else (0, 2, 3, 4, 5, 6)
-            explained = code == 0 or "error:" in output or output.startswith("Usage:")
+            explained = code == 0 or "error:" in output or output.startswith("Usage:") or "--json" in argv
             if code not in allowed or "Traceback" in output or not explained:
                 finding = {"argv": argv, "manifest": data.decode("utf-8", "backslashreplace"), "code": code}
                 print(json.dumps(finding | {"output": output[-3000:]}), file=report, flush=True)
