@@ -16,6 +16,9 @@ from vllm_manager.types import Task
 LOOKS = 12
 """Looks at the counters within ``liveness.after``: one every 5 s with its default of 60 s."""
 
+SHORTEST_LOOK = 0.5
+"""Seconds that a look may take, at least; else half the time between two looks."""
+
 
 async def watch(
     probe: HttpProbe, model: str, task: Task, spec: Callable[[], LivenessSpec], clock: Clock
@@ -32,18 +35,23 @@ async def watch(
     Raises:
         InstanceHung: It doesn't; says which signals agreed.
     """
-    load = await probe.load()
+
+    async def look() -> Load | None:
+        # Short: where nothing answers any more, looking must not put the verdict off.
+        return await probe.load(max(SHORTEST_LOOK, spec().after / LOOKS / 2))
+
+    known = load = await look()
     moved_at = clock.monotonic()
     while True:
         await clock.sleep(spec().after / LOOKS)
-        before, load = load, await probe.load()
-        if _moved(before, load) or (load is not None and load.asleep) or not spec().enabled:
+        known, load = load or known, await look()
+        if _moved(known, load) or (load is not None and load.asleep) or not spec().enabled:
             moved_at = clock.monotonic()
         elif clock.monotonic() - moved_at >= spec().after:
             for _ in range(2):
                 alive = await probe.canary(model, task, spec().timeout)
-                before, load = load, await probe.load()
-                if alive or _moved(before, load):
+                known, load = load or known, await look()
+                if alive or _moved(known, load):
                     break
             else:
                 raise _hung(clock.monotonic() - moved_at, load)
@@ -52,9 +60,9 @@ async def watch(
 
 def _hung(silent: float, load: Load | None) -> InstanceHung:
     shown = (
-        "its metrics can't be read"
+        "its metrics don't answer"
         if load is None
-        else f"its counters stand still, with {load.requests:g} requests under way by its own gauges"
+        else f"its counters stand still ({load.requests:g} requests running or queued, it says)"
     )
     return InstanceHung(
         cause=f"it hung: nothing computed for {silent:.0f} s, two 1-token requests failed, and {shown}",

@@ -134,10 +134,10 @@ class HttpProbe:
             return False
         return True
 
-    async def load(self) -> Load | None:
-        """What its metrics say; None where they can't be read."""
+    async def load(self, timeout: float = MODELS_TIMEOUT) -> Load | None:
+        """What its metrics say; None where they can't be read within so many seconds."""
         try:
-            status, body = await self._request("GET", "/metrics", timeout=MODELS_TIMEOUT)
+            status, body = await self._request("GET", "/metrics", timeout=timeout)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
             return None
         figures = _figures(str(body))

@@ -37,8 +37,9 @@ class Probe:
         self.takes = takes
         self.asked: list[float] = []
 
-    async def load(self) -> Load | None:
+    async def load(self, timeout: float) -> Load | None:
         progress = self.progress(self.clock.now)
+        self.clock.now += timeout if progress is None else 0
         return None if progress is None else Load(requests=0, progress=progress, asleep=self.asleep)
 
     async def canary(self, model: str, task: Task, timeout: float) -> bool:
@@ -67,7 +68,7 @@ def test_a_hung_instance_is_found_within_130_seconds_though_its_gauges_show_noth
     assert 60 + 2 * 30 <= clock.now <= 130
     assert error.silent == clock.now
     assert "two 1-token requests failed" in error.cause
-    assert "0 requests under way" in error.cause
+    assert "0 requests running" in error.cause
 
 
 def test_an_instance_that_hangs_later_is_found_from_its_last_progress_on():
@@ -108,7 +109,19 @@ def test_without_metrics_the_requests_alone_decide():
     assert watched(Probe(Clock(1000), lambda now: None, lambda: True)) is None
     error = watched(Probe(Clock(1000), lambda now: None))
     assert error is not None
-    assert "metrics can't be read" in error.cause
+    assert "metrics don't answer" in error.cause
+
+
+def test_a_server_that_answers_nothing_at_all_is_found_within_130_seconds():
+    clock = Clock(1000)
+    assert watched(Probe(clock, lambda now: None if now > 100 else now)) is not None
+    assert 220 <= clock.now <= 230
+
+
+def test_one_look_without_an_answer_forgets_nothing():
+    # It computes, and every other look fails.
+    probe = Probe(Clock(1000), lambda now: None if int(now) % 2 else now, lambda: False)
+    assert watched(probe) is None
 
 
 def test_switched_off_nothing_is_asked():
