@@ -32,7 +32,8 @@ def run(manifests: Sequence[Path] = (), *, exit_when_empty: bool = False) -> Non
 
     Args:
         manifests: Brought up at the start, with this process's own environment.
-        exit_when_empty: End by itself once there is no deployment.
+        exit_when_empty: Run as the one that `up` starts: end by itself once nothing is wanted, and leave the
+            instances running at SIGTERM, since whoever kills it didn't ask for their end.
 
     Raises:
         AlreadyRunning: Another supervisor has this state directory.
@@ -99,8 +100,8 @@ class _Daemon:
 
     async def supervise(self, manifests: Sequence[Path], *, exit_when_empty: bool) -> None:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._end, True)
+        loop.add_signal_handler(signal.SIGINT, self._end, True)
+        loop.add_signal_handler(signal.SIGTERM, self._end, not exit_when_empty)
         loop.add_signal_handler(signal.SIGUSR1, self._end, False)
         path = socket_path()
         await self._manager.adopt_all()

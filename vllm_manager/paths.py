@@ -3,8 +3,8 @@
 ============= ============================================================ =================================
 state         ``$VLLM_MANAGER_STATE_DIR``, systemd's ``$STATE_DIRECTORY``,   records, secrets, logs, the lock
               else ``$XDG_STATE_HOME/vllm-manager/<machine-id>``
-runtime       ``$RUNTIME_DIRECTORY``, ``$XDG_RUNTIME_DIR/vllm-manager``,     the control socket
-              else ``/tmp/vllm-manager-<uid>``
+runtime       ``$RUNTIME_DIRECTORY``, ``$XDG_RUNTIME_DIR/vllm-manager``,     the control socket, one for each
+              else ``/tmp/vllm-manager-<uid>``                             state directory
 engines       ``$VLLM_MANAGER_ENGINES_DIR``,                                 provisioned vLLM environments
               else ``$XDG_DATA_HOME/vllm-manager/engines``
 ============= ============================================================ =================================
@@ -14,6 +14,7 @@ The state is per machine, since home directories may be shared between machines.
 
 import os
 import stat
+import zlib
 from pathlib import Path
 
 from vllm_manager.errors import ControlError, SocketDenied
@@ -58,7 +59,10 @@ def engines_dir() -> Path:
 
 
 def socket_path() -> Path:
-    """The control socket: ``$VLLM_MANAGER_SOCKET``, else ``control.sock`` in the runtime directory.
+    """The control socket: ``$VLLM_MANAGER_SOCKET``, else one in the runtime directory.
+
+    Its name is made from the state directory's, so that two of those (another ``HOME``, say) never meet in one
+    supervisor; a service's own runtime directory has one ``control.sock``.
 
     Raises:
         ControlError: The configured path is longer than a socket's may be.
@@ -70,12 +74,15 @@ def socket_path() -> Path:
                 hint=f"set VLLM_MANAGER_SOCKET to one of at most {SOCKET_PATH_LIMIT} bytes",
             )
         return configured
-    directory = _first("RUNTIME_DIRECTORY")
-    if directory is None and os.environ.get("XDG_RUNTIME_DIR", "").startswith("/"):
-        directory = Path(os.environ["XDG_RUNTIME_DIR"]) / "vllm-manager"
-    if directory is None or len(os.fsencode(directory)) > SOCKET_PATH_LIMIT - len("/control.sock"):
-        directory = fallback_dir()
-    return directory / "control.sock"
+    if directory := _first("RUNTIME_DIRECTORY"):
+        return _short(directory / "control.sock")
+    name = f"{zlib.crc32(os.fsencode(os.path.realpath(state_dir()))):08x}.sock"
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    return _short((Path(runtime) / "vllm-manager" if runtime.startswith("/") else fallback_dir()) / name)
+
+
+def _short(path: Path) -> Path:
+    return path if len(os.fsencode(path)) <= SOCKET_PATH_LIMIT else fallback_dir() / path.name
 
 
 def fallback_dir() -> Path:

@@ -338,11 +338,11 @@ class Box:
         if pid is None:
             return False
         with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
+            os.kill(pid, signal.SIGINT)
             deadline = time.monotonic() + 0.5
             while alive(pid) and time.monotonic() < deadline:
                 time.sleep(0.01)
-            os.kill(pid, signal.SIGTERM)  # what is still busy is killed
+            os.kill(pid, signal.SIGINT)  # what is still busy is killed
         eventually(lambda: not alive(pid), "the supervisor ended")
         return True
 
