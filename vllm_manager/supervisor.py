@@ -236,7 +236,7 @@ class Supervisor:
             self._perform(transition.effect)
 
     def _enter(self, phase: Phase) -> None:
-        clock = self._services.clock
+        clock, ended = self._services.clock, self.phase is Phase.SWEEPING
         wall = clock.wall()
         if phase is Phase.READY:
             self._error = None
@@ -248,7 +248,9 @@ class Supervisor:
             restarts_at=tuple(wall - (clock.monotonic() - at) for at in self._restarts),
         )
         self._save()
-        cause = self._record.error["cause"] if self._record.error else None
+        # What ended the last instance is told once, when all of it is known: after the sweep.
+        told = phase is Phase.FAILED or ended
+        cause = self._record.error["cause"] if told and self._record.error else None
         log.info(
             "%s: %s%s", self._record.instance or self.deployment.name, phase, f": {cause}" if cause else ""
         )
