@@ -249,6 +249,17 @@ def test_sigusr1_leaves_everything_running(box: Box) -> None:
     assert box.tree() == tree
 
 
+def test_a_background_supervisor_that_is_told_to_end_leaves_its_models_running(box: Box) -> None:
+    box.run("up", box.manifest())
+    pid, tree = box.supervisor_pid(), box.tree()
+    assert pid is not None
+    os.kill(pid, signal.SIGTERM)
+    eventually(lambda: not alive(pid), "the supervisor ended")
+    assert all(map(alive, tree.values()))
+    box.run("up", box.manifest())
+    assert box.tree() == tree
+
+
 def test_a_stale_socket_is_replaced_and_a_lost_one_made_anew(box: Box) -> None:
     box.socket.parent.mkdir()
     with socket.socket(socket.AF_UNIX) as stale:
