@@ -10,7 +10,7 @@ FILE = Path(__file__).parent / "data" / "vllm-0.32-flags.json"
 
 
 def vllm_0_32() -> EngineFlags:
-    """What `engine_flags` gives for vLLM 0.32.0, with a few of its parsers."""
+    """What `engine_flags` gives for vLLM 0.32.0, with a few of its parsers, formats and quantizations."""
     return decode(
         EngineFlags,
         {
@@ -20,5 +20,9 @@ def vllm_0_32() -> EngineFlags:
             "reasoning_parsers": ["deepseek_r1", "qwen3"],
             "tool_parser_tokens": {"llama3_json": ["<|python_tag|>"]},
             "reasoning_parser_tokens": {"deepseek_r1": ["<think>", "</think>"]},
+            "known_values": {
+                "load-format": ["auto", "dummy", "safetensors"],
+                "quantization": ["awq", "fp8", "gptq_marlin"],
+            },
         },
     )

@@ -3,6 +3,7 @@
 What passes here, vLLM's own command line takes; whether the values go with the model is vLLM's to say.
 """
 
+import difflib
 import json
 import math
 import re
@@ -41,6 +42,7 @@ _GONE = {
 _NO_FLAG = frozenset({"model", "api_key", "gpus"})
 _CHECKED_FIELDS = ("runner", "convert", "dtype", "quantization", "max_model_len")
 
+_TYPO = 0.8  # difflib's ratio; fp8 and my_fp8 have 0.67, dummy and dumy 0.89
 _WHOLE = re.compile(r"\s*[-+]?\d+\s*")
 _TOKENS = re.compile(r"\s*(\d+(\.\d+)?[kmgt]|\d+[KMGT]?)\s*")
 # vLLM takes 80m or 4K for a number in its JSON values (engine/arg_utils.py,
@@ -69,7 +71,7 @@ def _of_fields(deployment: Deployment, flags: EngineFlags, index: FlagIndex) -> 
         if spelled is None:
             cause = f"vLLM {flags.version} has no --{name}"
             yield Problem(path=(field,), cause=cause, hint="remove it, or use another version", at_key=True)
-        elif field in _CHECKED_FIELDS and (flaw := _flaw(spelled.flag, value)):
+        elif field in _CHECKED_FIELDS and (flaw := _flaw(spelled.flag, value) or _typo(name, value, flags)):
             yield Problem(path=(field,), cause=flaw[0], hint=flaw[1])
     args = {normal(name) for name in deployment.args}
     for kind, names in (("tool", flags.tool_parsers), ("reasoning", flags.reasoning_parsers)):
@@ -101,6 +103,8 @@ def _of_args(args: Mapping[str, Any], flags: EngineFlags, index: FlagIndex) -> I
             yield Problem(path=path, cause=cause, hint="write both as one", at_key=True)
         elif flaw := _keyed_flaw(spelled, value) if spelled.keys else _named_flaw(spelled, name, value):
             yield Problem(path=path, cause=flaw[0], hint=flaw[1], at_key=value is None)
+        elif not spelled.keys and (flaw := _typo(spelled.flag.name, value, flags)):
+            yield Problem(path=path, cause=flaw[0], hint=flaw[1])
 
 
 def _taken(spelled: Spelled, name: str, seen: dict[str, str]) -> str | None:
@@ -189,6 +193,21 @@ def _single_flaw(flag: Flag, value: Any) -> _Flaw | None:
     return None
 
 
+def _typo(name: str, value: Any, flags: EngineFlags) -> _Flaw | None:
+    # A value that vLLM doesn't have may be a plugin's; one that is nearly one of its own is taken for a typo.
+    known = flags.known_values.get(name, ())
+    # vLLM reads load formats in any case (config/load.py), quantizations as they are.
+    text = value.lower() if isinstance(value, str) and name == "load-format" else value
+    if not isinstance(text, str) or text in known:
+        return None
+    near = difflib.get_close_matches(text.lower(), known, n=1, cutoff=_TYPO)
+    return (
+        (f"vLLM {flags.version} has no {name} {describe(value)}", f"did you mean {near[0]}?")
+        if near
+        else None
+    )
+
+
 def _json_flaw(value: Any) -> _Flaw | None:
     if isinstance(value, str):
         parts = _QUOTED.split(value)
@@ -238,7 +257,8 @@ def _no_choice(text: str, value: Any, choices: Sequence[str]) -> _Flaw:
 
 
 def _alternatives(name: str, known: Sequence[str]) -> str:
-    near = nearest(name, known)
+    numbers = all(_is_float(each) for each in known)
+    near = None if numbers else nearest(name, known)
     others = f"there is {', '.join(known)}"
     return (
         others

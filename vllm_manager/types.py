@@ -276,6 +276,8 @@ class EngineFlags:
         tool_parser_tokens: The tokens that a tokenizer must have for a parser to start, by its name; only
             where the parser's source tells.
         reasoning_parser_tokens: Likewise.
+        known_values: The values that this vLLM has for flags to which plugins may add others, by the flag's
+            name; only where they could be read.
     """
 
     version: str
@@ -284,6 +286,7 @@ class EngineFlags:
     reasoning_parsers: tuple[str, ...] | None = None
     tool_parser_tokens: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     reasoning_parser_tokens: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    known_values: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

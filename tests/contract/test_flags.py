@@ -84,6 +84,11 @@ def test_parsers_are_found_with_the_tokens_that_they_insist_on(real: EngineFlags
     assert "hermes" not in real.tool_parser_tokens
 
 
+def test_the_values_that_plugins_may_add_to_are_read(real: EngineFlags):
+    assert {"auto", "dummy", "safetensors"} <= set(real.known_values["load-format"])
+    assert {"awq", "fp8", "gptq"} <= set(real.known_values["quantization"])
+
+
 def test_the_fakes_flags_are_the_real_ones(real: EngineFlags, tmp_path: Path):
     known = {flag.name: flag for flag in real.flags}
     fake = flags_of(make_fake_engine(tmp_path / "fake"), tmp_path)

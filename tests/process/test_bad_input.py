@@ -40,7 +40,7 @@ def running(running_box: Box) -> Iterator[Box]:
         (GOOD + "name: other\n", ":4:1", "duplicate key"),
         (GOOD + "port: eighty\n", ":4:7", "port"),
         (GOOD + "max_model_len: yes\n", ":4:16", "max_model_len"),
-        (GOOD.replace(str(MODEL), "./no/such/model"), ":2:8", "there is no directory"),
+        (GOOD.replace(str(MODEL), "./no/such/model"), ":2:8", "there is no such directory"),
         (GOOD + "api_key: two words\n", ":4:10", "holds spaces"),
         (GOOD + "api_key: {env: NO_SUCH_VARIABLE}\n", ":4:", "NO_SUCH_VARIABLE is not set"),
         (GOOD + "host: 0.0.0.0\n", ":4:7", "without an api_key"),

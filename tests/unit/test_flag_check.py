@@ -40,6 +40,8 @@ def only(**fields):
         {"seed": -1},
         {"kv-cache-dtype": "fp8"},
         {"load-format": "dummy"},
+        {"load-format": "Dummy"},
+        {"load-format": "my_loader"},
         {"moe-backend": "Deep-Gemm"},
         {"compilation-config": {"mode": 3}},
         {"compilation-config": '{"mode": 3}'},
@@ -215,3 +217,30 @@ def test_max_model_len_takes_auto_only_where_the_engine_does():
 
 def test_every_problem_is_found_in_one_pass():
     assert len(found(dtype="x", args={"max-num-seqs": "a", "nope": 1, "kv-cache-dtype": "b"})) == 4
+
+
+@pytest.mark.parametrize(
+    ("fields", "path", "cause", "hint"),
+    [
+        ({"args": {"load-format": "dumy"}}, ("args", "load-format"), 'no load-format "dumy"', "dummy"),
+        ({"args": {"load_format": "Safetensor"}}, ("args", "load-format"), '"Safetensor"', "safetensors"),
+        ({"quantization": "gptq_marlim"}, ("quantization",), "no quantization", "gptq_marlin"),
+        ({"quantization": "AWQ"}, ("quantization",), 'no quantization "AWQ"', "awq"),
+    ],
+)
+def test_a_value_that_is_nearly_one_of_vllms_own_is_a_typo(fields, path, cause, hint):
+    problem = only(**fields)
+    assert problem.path == path
+    assert cause in problem.cause
+    assert problem.hint == f"did you mean {hint}?"
+
+
+def test_a_value_that_a_plugin_may_bring_passes():
+    assert found(quantization="my_fp8", args={"load-format": "s3"}) == []
+    assert found(replace(FLAGS, known_values={}), args={"load-format": "dumy"}) == []
+
+
+def test_numbers_to_choose_from_are_listed():
+    problem = only(args={"max-lora-rank": 17})
+    assert problem.hint.startswith("there is 1, 8, 16, 32")
+    assert "did you mean" not in problem.hint

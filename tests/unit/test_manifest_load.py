@@ -224,7 +224,7 @@ def test_anchors_work_within_bounds(deployment):
         ("lora_modules: {a: b c}", ("lora_modules.a", 3, 19), "no Hugging Face id", None),
         ("lora_modules: {tiny: o/r}", ("lora_modules.tiny", 3, 16), "the model itself", "another one"),
         ("aliases: x\nlora_modules: {x: o/r}", ("lora_modules.x", 4, 16), "the model itself", "another"),
-        ("lora_modules: {a: ./gone}", ("lora_modules.a", 3, 19), "there is no directory", "relative"),
+        ("lora_modules: {a: ./gone}", ("lora_modules.a", 3, 19), "there is no such directory", "relative"),
         ("replicas: 0", ("replicas", 3, 11), "at least 1", None),
         ("replicas: 65", ("replicas", 3, 11), "at most 64", None),
         ("port: 80\nreplicas: 2", ("replicas", 4, 11), "can't share the port", "leave `port` out"),
@@ -257,7 +257,7 @@ def test_anchors_work_within_bounds(deployment):
         ("served_model_name: [a, -b]", ("served_model_name[1]", 3, 24), "no model's name|can't be", None),
         ("max_model_len: long", ("max_model_len", 3, 16), "number of tokens", "16K"),
         ("max_model_len: 0", ("max_model_len", 3, 16), "no possible number", None),
-        ("chat_template: none.jinja", ("chat_template", 3, 16), "there is no file", "relative"),
+        ("chat_template: none.jinja", ("chat_template", 3, 16), "there is no such file", "relative"),
         ("api_key: {env: A, file: b}", ("api_key", 3, 10), "exclude each other", None),
         ("api_key: {}", ("api_key.env", 3, 10), "is missing", "environment variable"),
         ("api_key: 5", ("api_key", 3, 10), "text or a mapping, got a number", None),
@@ -300,7 +300,7 @@ def test_all_problems_of_a_file_are_reported_in_the_order_of_the_lines(refused):
 def test_a_missing_model_directory(refused):
     error = refused("name: a\nmodel: ./nothere\n", ManifestFieldError)
     assert place(error) == ("model", 2, 8)
-    assert "there is no directory" in error.cause
+    assert "there is no such directory" in error.cause
 
 
 def test_a_model_directory_without_configuration(refused, tmp_path):

@@ -55,6 +55,16 @@ VARIABLE = [
         BASE | {"env": {"A": "${B}", "C": {"env": "D"}}, "lora_modules": {"x": {"env": "L"}}},
         {"deployments": [BASE]},
         {"defaults": {"model": "o/r", "args": {"a1": 1}}, "deployments": [{"name": "a"}]},
+        {"defaults": {"env": {"A": "b"}}, "deployments": [BASE | {"env": {"A": None}, "args": {"a1": None}}]},
+        *({"defaults": {}, "deployments": [BASE | {name: None}]} for name in MERGED),
+        {
+            "defaults": {},
+            "deployments": [
+                BASE
+                | {"readiness": {"timeout": None}, "gpus": {"count": None}, "engine": {"launcher": None}}
+                | {"stop": {"drain": None}, "lora_modules": {"x": None}, "restart": {"policy": None}}
+            ],
+        },
         *(BASE | {name: "${V}"} for name in VARIABLE),
         *(BASE | {name: {"env": "V", "default": 1}} for name in VARIABLE),
     ],

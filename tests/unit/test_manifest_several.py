@@ -98,7 +98,7 @@ def test_what_a_deployment_says_wins_over_the_defaults(deployments):
         ("args", "{a1: 1, b1: 2}", "{b1: 3}", {"a1": 1, "b1": 3}),
         ("args", "{max_num_seqs: 1}", "{max-num-seqs: 2}", {"max-num-seqs": 2}),
         ("args", "{a1: {x: 1, y: 2}}", "{a1: {x: 3}}", {"a1": {"x": 3}}),
-        ("args", "{a1: 1}", "{a1: null}", {"a1": None}),
+        ("args", "{a1: {x: 1}}", "{a1: {x: null}}", {"a1": {"x": None}}),
         ("env", "{A: x, B: y}", "{B: z}", {"A": "x", "B": "z"}),
         ("lora_modules", "{my-sql: o/x}", "{my_sql: o/y}", {"my-sql": "o/x", "my_sql": "o/y"}),
     ],
@@ -145,6 +145,67 @@ def test_other_values_replace_the_default(deployments, default, own, count):
         f"defaults: {{gpus: {default}}}\ndeployments:\n  - {{name: a, model: o/r, gpus: {own}}}\n"
     )
     assert (deployment.request.count, deployment.gpus.memory) == (count, None)
+
+
+@pytest.mark.parametrize(
+    ("field", "default", "own", "left"),
+    [
+        ("args", "{a1: 1, b1: 2}", "{a1: null}", {"b1": 2}),
+        ("args", "{max_num_seqs: 1}", "{max-num-seqs: null, b1: 2}", {"b1": 2}),
+        ("args", "{a1: 1}", "null", {}),
+        ("env", "{A: x, B: y}", "{A: null}", {"B": "y"}),
+        ("env", "{A: x}", "", {}),
+        ("lora_modules", "{sql: o/x, json: o/y}", "{json: null}", {"sql": "o/x"}),
+        ("lora_modules", "{sql: o/x}", "null", {}),
+    ],
+)
+def test_null_takes_a_default_back(deployments, field, default, own, left):
+    a, b = deployments(
+        f"defaults: {{{field}: {default}}}\ndeployments:\n"
+        f"  - {{name: a, model: o/r, {field}: {own}}}\n  - {{name: b, model: o/r}}\n"
+    )
+    assert getattr(a, field) == left
+    assert getattr(b, field) != left
+
+
+def test_null_takes_the_default_of_a_section_back(deployments):
+    (deployment,) = deployments(
+        "defaults:\n  readiness: {timeout: 5m, stall: 1m}\n  liveness: {after: 5m}\n  gpus: none\n"
+        '  engine: {launcher: docker, image: x, version: "0.32.0"}\n'
+        "deployments:\n  - name: a\n    model: o/r\n    readiness: {timeout: null}\n    liveness: null\n"
+        "    gpus:\n    engine: {launcher: null, image: null}\n"
+    )
+    assert (deployment.readiness.timeout, deployment.readiness.stall) == (1200, 60)
+    assert (deployment.liveness.after, deployment.request.count) == (60, 1)
+    assert (deployment.engine.launcher, deployment.engine.version) == ("process", "0.32.0")
+
+
+@pytest.mark.parametrize(
+    ("defaults", "own", "expected"),
+    [
+        ("{}", "readiness: {timeout: null}", ("readiness.timeout", 3, 48)),
+        ("{readiness: {stall: 1m}}", "readiness: {timeout: null}", ("readiness.timeout", 3, 48)),
+        ("{}", "readiness: null", ("readiness", 3, 38)),
+        ("{env: {A: x}}", "env: {B: null}", ("env.B", 3, 36)),
+        ("{host: 127.0.0.2}", "host: null", ("host", 3, 33)),
+    ],
+)
+def test_null_is_no_value_where_it_takes_nothing_back(refused, defaults, own, expected):
+    error = refused(f"defaults: {defaults}\ndeployments:\n  - {{name: a, model: o/r, {own}}}\n")
+    assert place(error) == expected
+    assert "got nothing" in error.cause
+
+
+def test_a_null_argument_without_a_default_is_left_to_the_flag_check(deployments):
+    (deployment,) = deployments(
+        "defaults: {args: {b1: 1}}\ndeployments:\n" + ("  - {name: a, model: o/r, args: {a1: null}}\n")
+    )
+    assert deployment.args == {"a1": None, "b1": 1}
+
+
+def test_an_unset_variable_of_the_defaults_is_located_there(refused):
+    error = refused("defaults: {dtype: '${GONE}'}\ndeployments:\n" + named("a"))
+    assert place(error) == ("defaults.dtype", 1, 19)
 
 
 def test_a_key_replaces_the_default_one(deployments):
@@ -202,14 +263,18 @@ def test_a_missing_field_is_located_at_its_deployment(refused):
 def test_an_error_in_the_defaults_is_located_there_and_told_once(refused):
     text = "defaults:\n  prot: 1\n  gpus: {count: x}\n  api_key: {}\ndeployments:\n" + named("a", "b", "c")
     error = refused(text, ManifestErrors)
-    assert places(error) == [("prot", 2, 3), ("gpus.count", 3, 17), ("api_key.env", 4, 12)]
+    assert places(error) == [
+        ("defaults.prot", 2, 3),
+        ("defaults.gpus.count", 3, 17),
+        ("defaults.api_key.env", 4, 12),
+    ]
     assert not any("deployment of line" in inner.cause for inner in error.errors)
 
 
 def test_an_error_of_the_defaults_with_some_deployments_says_with_which(refused):
     own = "  - {name: b, model: o/r, gpu_memory_utilization: 0.5}\n"
     error = refused("defaults: {gpus: {memory: 5GiB}}\ndeployments:\n" + named("a") + own)
-    assert place(error) == ("gpus.memory", 1, 27)
+    assert place(error) == ("defaults.gpus.memory", 1, 27)
     assert "exclude each other (in the deployment of line 4)" in error.cause
     error = refused("defaults: {gpus: {memory: 5GiB}}\ndeployments:\n" + own + own + named("a"))
     assert "(in the deployment of line 3 and 1 more)" in error.cause
@@ -226,11 +291,11 @@ def test_errors_found_later_are_located_in_the_deployment_or_in_its_defaults(loa
         + named("a")
         + "  - name: b\n    model: o/r\n    args: {block_size: 2}\n"
     )
-    assert place(b.error(("args", "max-num-seqs"), "x")) == ("args.max_num_seqs", 2, 24)
-    assert place(b.error(("args", "max-num-seqs"), "x", at_key=True)) == ("args.max_num_seqs", 2, 10)
+    assert place(b.error(("args", "max-num-seqs"), "x")) == ("defaults.args.max_num_seqs", 2, 24)
+    assert place(b.error(("args", "max-num-seqs"), "x", at_key=True)) == ("defaults.args.max_num_seqs", 2, 10)
     assert place(b.error(("args", "block-size"), "x")) == ("args.block_size", 8, 24)
     assert place(b.error(("args", "other"), "x")) == ("args.other", 8, 11)
-    assert place(b.error(("dtype",), "x", "y", at_key=True)) == ("dtype", 3, 3)
+    assert place(b.error(("dtype",), "x", "y", at_key=True)) == ("defaults.dtype", 3, 3)
     assert place(b.error(("name",), "x")) == ("name", 6, 11)
 
 

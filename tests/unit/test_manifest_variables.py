@@ -221,9 +221,10 @@ def test_values_cannot_pile_up(refused):
         ("aliases: ${V}", "s3cret x", "the value of ${V} can't be a model's name"),
         ("aliases: [a, '${V}']", "s3cret x", "the value of ${V} can't be a model's name"),
         ("engine: {version: '${V}'}", "s3cret", "the value of ${V} is no version"),
-        ("chat_template: ${V}", "s3cret/x", "there is no file the value of ${V}"),
-        ("chat_template: ./${V}", "s3cret/../x", "there is no file the value of ./${V}"),
-        ("lora_modules: {a: './${V}'}", "s3cret", "there is no directory the value of ./${V}"),
+        ("chat_template: ${V}", "s3cret/x", "there is no such file: the value of ${V}"),
+        ("chat_template: ./${V}", "s3cret/../x", "there is no such file: the value of ./${V}"),
+        ("lora_modules: {a: './${V}'}", "s3cret", "there is no such directory: the value of ./${V}"),
+        ("args: {tokenizer: './${V}'}", "s3cret", "there is no such directory: the value of ./${V}"),
         ("lora_modules: {a: '${V}'}", "s3cret s3cret " * 20, "the value of ${V} is no Hugging Face id"),
         ("env: {A: '${V}', B: {env: V}}", "31415", "expected text, got a number"),
     ],
@@ -233,6 +234,12 @@ def test_a_value_from_a_variable_is_not_quoted(refused, text, value, cause):
     assert cause in error.cause
     shown = render(error)
     assert not any(secret in shown for secret in ("s3cret", "31415", "31,415", "70000", "10.9.8.7"))
+
+
+def test_a_mapping_in_a_variable_is_no_mapping(refused):
+    error = refused("gpus: {env: V}", V="{count: 1}")
+    assert error.cause == "expected none or a mapping, got the value of ${V}"
+    assert error.hint == "write none, or a mapping with fields such as count and memory"
 
 
 def test_a_hint_names_the_variable_instead(refused, tmp_path):

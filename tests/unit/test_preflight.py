@@ -13,7 +13,7 @@ from tests.vllm_flags import vllm_0_32
 from vllm_manager import preflight as package
 from vllm_manager.errors import EngineMissing
 from vllm_manager.manifest.load import load_manifest
-from vllm_manager.preflight import adapters, model_files, plugins, preflight, ssl_files, tokenizers
+from vllm_manager.preflight import adapters, context, model_files, plugins, preflight, ssl_files, tokenizers
 from vllm_manager.types import Engine
 
 TINY = Path(__file__).parents[2] / "manifests" / "models" / "tiny"
@@ -70,8 +70,8 @@ def test_a_key_with_its_certificate_is_fine(tls):
 @pytest.mark.parametrize(
     ("key", "certificate", "field", "cause"),
     [
-        ("none.key", "one.crt", "ssl-keyfile", "there is no file"),
-        ("one.key", "none.crt", "ssl-certfile", "there is no file"),
+        ("none.key", "one.crt", "ssl-keyfile", "there is no such file"),
+        ("one.key", "none.crt", "ssl-certfile", "there is no such file"),
         ("two.key", "one.crt", "ssl-keyfile", "isn't the key of the certificate"),
         ("encrypted.key", "one.crt", "ssl-keyfile", "is encrypted"),
         ("one.crt", "one.key", "ssl-certfile", "OpenSSL can't use it"),
@@ -247,6 +247,79 @@ def test_a_model_of_the_hub_is_judged_by_its_snapshot(manifest, tmp_path):
     assert of_tokenizer(manifest(model="org/m", **PYTHON_TAG), cache) == []
 
 
+# --- context -------------------------------------------------------------------------------------------
+
+PLAIN = {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 2048}
+LONG = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
+
+
+@pytest.fixture
+def of_context(manifest, tmp_path):
+    """What is said of a context of 4096 tokens for a model with this config.json."""
+
+    def said(config=PLAIN, environment=None, others=(), **fields):
+        (tmp_path / "m").mkdir(exist_ok=True)
+        for name in others:
+            (tmp_path / "m" / name).write_text("{}")
+        (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+        loaded = manifest(**({"model": "./m", "max_model_len": "4K"} | fields))
+        environment = {"HOME": "/nowhere"} | (environment or {})
+        files = model_files.find(loaded.deployment, environment)
+        return list(context.problems(loaded.deployment, environment, files))
+
+    return said
+
+
+def test_a_context_longer_than_the_models_is_refused(of_context):
+    [problem] = of_context()
+    assert problem.path == ("max_model_len",)
+    assert problem.cause == "is 4096, and the model's longest context is 2048"
+    assert "`max_model_len: 2048`" in problem.hint
+    rope = {"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}}
+    assert of_context(PLAIN | rope | {"rope_scaling": None})
+    assert of_context(env={LONG: "0"})
+
+
+@pytest.mark.parametrize("length", [2048, 16, "auto", None])
+def test_a_context_that_fits_is_fine(of_context, length):
+    assert of_context(max_model_len=length) == []
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+        {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}},
+        {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
+        {"model_max_length": 131072},
+        {"auto_map": {"AutoConfig": "x.Y"}},
+        {"architectures": ["LlavaForConditionalGeneration"]},
+        {"architectures": []},
+        {"max_position_embeddings": None},
+        {"text_config": {"max_position_embeddings": 8192}},
+    ],
+    ids=lambda config: next(iter(config)),
+)
+def test_no_limit_is_claimed_where_it_is_not_plain(of_context, config):
+    assert of_context(PLAIN | config) == []
+
+
+def test_what_overrides_the_limit_is_left_to_vllm(of_context):
+    assert of_context(env={LONG: "1"}) == []
+    assert of_context(environment={LONG: "true"}) == []
+    assert of_context(args={"hf-overrides": {"max_position_embeddings": 8192}}) == []
+    assert of_context(args={"hf-overrides.max_position_embeddings": 8192}) == []
+    assert of_context(runner="pooling") == []
+    assert of_context(others=["params.json"]) == []
+
+
+def test_a_models_context_is_looked_at_before_a_start(manifest, monkeypatch, tmp_path):
+    monkeypatch.setattr(package, "engine_for", lambda *_: Engine(name="e", executable="/e"))
+    monkeypatch.setattr(package, "engine_flags", lambda *_, **__: None)
+    [error] = preflight(manifest(max_model_len=4096), {"HOME": "/nowhere"}, tmp_path).errors
+    assert (error.field, error.line) == ("max_model_len", 5)
+
+
 # --- all of it -----------------------------------------------------------------------------------------
 
 
@@ -254,7 +327,7 @@ def test_a_plugin_must_be_there(tmp_path):
     (tmp_path / "p.py").write_text("")
     assert list(plugins.problems({"tool-parser-plugin": str(tmp_path / "p.py")})) == []
     [problem] = plugins.problems({"reasoning-parser-plugin": str(tmp_path / "q.py")})
-    assert "there is no file" in problem.cause
+    assert "there is no such file" in problem.cause
 
 
 def test_errors_point_into_the_manifest(manifest, tmp_path, monkeypatch):

@@ -172,6 +172,12 @@ ARGUMENTS = (
         "set `args: {dtype: half}`",
     ),
     permanent(
+        "load-format",
+        r"Load format `(?P<format>[^`\n]+)` is not supported",
+        "this vLLM has no load format called $format",
+        "correct `load-format` in `args`: auto (which is the default), safetensors or dummy, say",
+    ),
+    permanent(
         "quantization-unknown",
         r"Unknown quantization method: (?P<method>.+?)\. Must be one of \[(?P<known>[^\]]*)",
         "this vLLM has no quantization called $method",

@@ -6,14 +6,16 @@ MODEL = (
     permanent(
         "model-missing",
         r"Repo id must .*: '(?P<model>[^'\n]+)'",
-        "there is no model at $model",
-        "correct `model`: $model is no directory here (in a container: not mounted) and no Hugging Face id",
+        "there is no model or tokenizer at $model",
+        "correct `model`, or in `args` what names $model (`tokenizer`, say): it is no directory here "
+        "(in a container: not mounted) and no Hugging Face id",
     ),
     permanent(
         "model-config-missing",
         r"Invalid repository ID or local directory specified: '(?P<model>[^'\n]+)'",
         "$model holds no model",
-        "correct `model`: its directory needs a config.json (or params.json), an id must exist on the hub",
+        "correct `model`, or in `args` what names $model (`hf-config-path`, `generation-config`): "
+        "its directory needs a config.json (or params.json), an id must exist on the hub",
     ),
     permanent(
         "model-not-downloaded",
@@ -37,7 +39,7 @@ MODEL = (
         "model-not-on-hub",
         r"RepositoryNotFoundError|404 Client Error",
         "the hub has no such model, or hides it",
-        "check `model` for a typing error; a private one needs HF_TOKEN",
+        "check `model` (and `tokenizer` in `args`) for a typing error; a private one needs HF_TOKEN",
     ),
     permanent(
         "model-forbidden",

@@ -1,4 +1,4 @@
-"""Causes that say which part of vLLM ended, not why: looked for after all the others."""
+"""Causes that say which part of vLLM ended, and hardly why: looked for after all the others."""
 
 from vllm_manager.diagnose.cause import passing, permanent
 
@@ -7,6 +7,14 @@ OUT_OF_RAM = "look for 'Out of memory' in `dmesg`; start fewer models at once, o
 CRASHED_HINT = "look at the end of the log and at `dmesg`; try another engine version"
 
 RUNNING = (
+    # Here, since vLLM also logs such errors of parts that it can do without.
+    permanent(
+        "module-missing",
+        r"^ModuleNotFoundError: No module named '(?P<module>[^'\n]+)'",
+        "the engine's environment has no Python module $module",
+        "`vllm-manager engine check` tells whether an installed engine is damaged; in an environment of your "
+        "own, install vLLM again, or $module where it is an extra of vLLM or named in `args`",
+    ),
     permanent(
         "architecture-broken",
         r"Model architectures \[(?P<names>[^\]\n]*)\] failed to be inspected",

@@ -17,12 +17,13 @@ from typing import Any
 from vllm_manager.codec import decode, encode
 from vllm_manager.engines import parser_sources
 from vllm_manager.engines.environments import interpreter_behind
+from vllm_manager.engines.known_values import known_values
 from vllm_manager.engines.pip import clean_environment
 from vllm_manager.types import Engine, EngineFlags
 
 TIMEOUT_SECONDS = 60.0
 _SCRIPT = Path(__file__).with_name("flags_script.py")
-_FORMAT = 1  # of the cached files; a new one when what is read, or how, changes
+_FORMAT = 2  # of the cached files; a new one when what is read, or how, changes
 
 _reading = threading.Lock()
 _unreadable: dict[tuple[Any, ...], str] = {}
@@ -105,6 +106,7 @@ def _read(python: Path) -> tuple[EngineFlags, list[str]]:
                 "reasoning_parsers": list(reasoning.names) if reasoning else None,
                 "tool_parser_tokens": encode(tools.tokens) if tools else {},
                 "reasoning_parser_tokens": encode(reasoning.tokens) if reasoning else {},
+                "known_values": encode(known_values(package)),
             },
         )
     except (ValueError, KeyError, TypeError, RecursionError):

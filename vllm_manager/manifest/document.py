@@ -43,13 +43,14 @@ class Document:
         """
         node, line, column = self._find(path, at_key=at_key)
         base = Path(self.source.path).absolute().parent
+        name = f"defaults.{dotted(path)}" if (line, column) in self.shared else dotted(path)
         return self.source.error(
             ManifestFieldError,
             _concealed(cause, node, base, instead="the value of {}"),
             hint=None if hint is None else _concealed(hint, node, base, instead="{}"),
             line=line,
             column=column,
-            field=dotted(path),
+            field=name,
         )
 
     def _find(self, path: FieldPath, *, at_key: bool) -> tuple[Node, int, int]:

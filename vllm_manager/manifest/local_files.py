@@ -16,7 +16,11 @@ _ADAPTER = ("adapter_config.json",)
 
 _LOCAL = (".", "/", "~")
 
-# Flags under `args` whose value is a path, and those where a path is one of several things.
+_RELATIVE = "the path is relative to the manifest"
+_OR_AN_ID = f"{_RELATIVE}; a Hugging Face id has no ./ at its start"
+
+# Flags under `args` whose value is a path, and those where a path is one of several things. The files of TLS
+# and of parsers are looked at before a start (``preflight``); vLLM makes the download directory.
 _PATHS = frozenset(
     {
         "allowed-local-media-path",
@@ -29,6 +33,7 @@ _PATHS = frozenset(
     }
 )
 _PATHS_OR_NAMES = frozenset({"generation-config", "hf-config-path", "tokenizer"})
+_DIRECTORIES = frozenset({"allowed-local-media-path", "generation-config"})
 
 
 def resolve(data: dict[str, Any], base: Path) -> Iterator[Problem]:
@@ -50,14 +55,14 @@ def resolve(data: dict[str, Any], base: Path) -> Iterator[Problem]:
         if not os.path.isfile(data["chat_template"]):
             yield Problem(
                 path=("chat_template",),
-                cause=f"there is no file {data['chat_template']}",
-                hint="the path is relative to the manifest; a template in place contains {",
+                cause=f"there is no such file: {data['chat_template']}",
+                hint=f"{_RELATIVE}; a template in place contains {{",
             )
     modules = data.get("lora_modules")
     if isinstance(modules, dict):
         yield from _resolve_adapters(modules, base)
     if isinstance(args := data.get("args"), dict):
-        _resolve_flags(args, base)
+        yield from _resolve_flags(args, base)
     for owner, name in (("engine", "python"), ("api_key", "file")):
         section = data.get(owner)
         if isinstance(section, dict) and isinstance(section.get(name), str) and section[name].strip():
@@ -79,13 +84,38 @@ def _resolve_adapters(modules: dict[str, Any], base: Path) -> Iterator[Problem]:
             yield _ambiguous(field, place)
 
 
-def _resolve_flags(args: dict[str, Any], base: Path) -> None:
+def _resolve_flags(args: dict[str, Any], base: Path) -> Iterator[Problem]:
     for name, value in args.items():
-        if not isinstance(value, str) or not value.strip():
+        flag, field = normal(name), ("args", name)
+        if flag == "speculative-config" and isinstance(value, dict):
+            yield from _resolve_draft(value, "model", (*field, "model"), base)
+        elif flag == "speculative-config.model":
+            yield from _resolve_draft(args, name, field, base)
+        elif not isinstance(value, str) or not value.strip():
             continue
-        flag = normal(name)
-        if flag in _PATHS or (flag in _PATHS_OR_NAMES and value.startswith(_LOCAL)):
+        elif flag in _PATHS or (flag in _PATHS_OR_NAMES and value.startswith(_LOCAL)):
             args[name] = absolute(value, base)
+            yield from _flag_problem(flag, field, args[name])
+        elif flag in _PATHS_OR_NAMES and "/" in value and os.path.isdir(base / value):
+            yield _ambiguous(field, value)
+
+
+def _resolve_draft(owner: dict[str, Any], key: str, field: tuple[str, ...], base: Path) -> Iterator[Problem]:
+    model = owner.get(key)
+    if isinstance(model, str) and model.startswith(_LOCAL):
+        owner[key] = absolute(model, base)
+        yield from _directory_problem(field, owner[key], _CONFIGS, "model")
+
+
+def _flag_problem(flag: str, field: tuple[str, ...], path: str) -> Iterator[Problem]:
+    if flag == "hf-config-path":
+        yield from _directory_problem(field, path, _CONFIGS, "model")
+    elif flag == "tokenizer" and not os.path.exists(path):
+        yield Problem(path=field, cause=f"there is no such directory: {path}", hint=_OR_AN_ID)
+    elif flag in _DIRECTORIES and not os.path.isdir(path):
+        yield Problem(path=field, cause=f"there is no such directory: {path}", hint=_RELATIVE)
+    elif flag == "log-config-file" and not os.path.isfile(path):
+        yield Problem(path=field, cause=f"there is no such file: {path}", hint=_RELATIVE)
 
 
 def _ambiguous(field: tuple[str, ...], place: str) -> Problem:
@@ -99,14 +129,13 @@ def _ambiguous(field: tuple[str, ...], place: str) -> Problem:
 def _directory_problem(
     field: tuple[str, ...], path: str, configs: tuple[str, ...], what: str
 ) -> Iterator[Problem]:
-    hint = "the path is relative to the manifest; a Hugging Face id has no ./ at its start"
     try:
         mode = os.stat(path).st_mode
         found = [name for name in configs if os.path.exists(os.path.join(path, name))]
     except FileNotFoundError:
-        yield Problem(path=field, cause=f"there is no directory {path}", hint=hint)
+        yield Problem(path=field, cause=f"there is no such directory: {path}", hint=_OR_AN_ID)
     except OSError as error:
-        yield Problem(path=field, cause=f"{path} can't be read: {error.strerror}", hint=hint)
+        yield Problem(path=field, cause=f"{path} can't be read: {error.strerror}", hint=_OR_AN_ID)
     else:
         if not stat.S_ISDIR(mode):
             yield Problem(path=field, cause=f"{path} isn't a directory", hint=f"name the {what}'s directory")

@@ -97,7 +97,8 @@ class EngineSpec(_Model):
     """Which vLLM runs it; by default the one on PATH for GPUs, else one that is installed once."""
 
     launcher: Literal["process", "docker"] = Field(
-        default="process", description="How it is started: as a process of this machine, or in a container."
+        default="process",
+        description="How it is started: as a process of this machine; docker is for a later version.",
     )
     image: values.Text | None = Field(
         default=None,
@@ -228,7 +229,8 @@ ApiKey = Annotated[
 def _gpus(value: Any) -> Any:
     if isinstance(value, str):
         if value != "none":
-            raise complaint(f"expected none or a mapping, got {describe(value)}", "as in {count: 1}, or none")
+            hint = "write none, or a mapping with fields such as count and memory"
+            raise complaint(f"expected none or a mapping, got {describe(value)}", hint)
         return GpuSpec(count=0)
     return value
 
@@ -330,7 +332,12 @@ class Deployment(_Model):
         default=LivenessSpec(), description="When a ready instance counts as hung."
     )
     stop: StopSpec = Field(default=StopSpec(), description="How it is ended.")
-    replicas: int = Field(default=1, ge=1, le=64, description="How many instances of it run side by side.")
+    replicas: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="How many instances of it run side by side; this version runs one, no more.",
+    )
     restart: RestartSpec = Field(default=RestartSpec(), description="What happens after a crash.")
 
     @field_validator("served_model_name", mode="before")

@@ -52,8 +52,10 @@ deployments:
 ```
 
 A deployment's own field wins over the default. `args`, `env`, `gpus`, `engine`, `readiness`, `liveness`,
-`restart`, `stop` and `lora_modules` are merged key by key, one level deep; any other value replaces the
-default whole, `null` included. `name` and `port` can't be defaults.
+`restart`, `stop` and `lora_modules` are merged key by key, one level deep: there, a key that is `null` takes
+its default back (`args: {max-num-seqs: null}` leaves vLLM its own number), and so does a field that is `null`
+as a whole. Any other value replaces the default whole; its `null` means what the table below says. `name` and
+`port` can't be defaults.
 
 No two deployments may have one name, nor one port on the same address; that goes for all the files that are
 given together.
@@ -87,7 +89,7 @@ This page is generated: `python -m vllm_manager.manifest.reference > manifests/R
 
 def markdown() -> str:
     """The whole page."""
-    schema = json_schema()
+    schema = json_schema(taking_back=False)
     schema["$defs"]["Deployment"]["required"] = schema["else"]["required"]
     lines = ["| field | value | default | what it means |", "|---|---|---|---|"]
     lines += [f"| {' | '.join(row)} |" for row in _rows(schema["$defs"]["Deployment"], schema["$defs"], "")]

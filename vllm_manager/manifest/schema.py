@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from vllm_manager.manifest.model import Deployment
-from vllm_manager.manifest.several import OWN
+from vllm_manager.manifest.several import MERGED, OWN
 
 REFRESH = "python -m vllm_manager.manifest.schema > manifests/schema.json"
 
@@ -28,8 +28,13 @@ VARIABLE = {"$ref": "#/$defs/Variable"}  # one of the forms of every field that 
 _DEPLOYMENT = {"$ref": "#/$defs/Deployment"}
 
 
-def json_schema() -> dict[str, Any]:
-    """The JSON Schema of a manifest as people write it: of one deployment, or of several with defaults."""
+def json_schema(*, taking_back: bool = True) -> dict[str, Any]:
+    """The JSON Schema of a manifest as people write it: of one deployment, or of several with defaults.
+
+    Args:
+        taking_back: Allow the nulls that take back a default; also where there are no defaults, which the
+            schema can't tell apart and the reader refuses.
+    """
     deployment = _without_titles(Deployment.model_json_schema(mode="validation"))
     definitions = deployment.pop("$defs")
     required = deployment.pop("required")
@@ -37,6 +42,9 @@ def json_schema() -> dict[str, Any]:
         for name, field in owner.get("properties", {}).items():
             if not (owner is deployment and name == "api_key"):  # there, {env: NAME} is the key's own form
                 _allow_variables(field)
+    if taking_back:
+        for name in MERGED:
+            _allow_taking_back(deployment["properties"][name], definitions)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "A vllm-manager manifest",
@@ -90,6 +98,25 @@ def _allow_variables(field: dict[str, Any]) -> None:
         kind = {key: field.pop(key) for key in list(field) if key not in ("default", "description")}
         field["anyOf"] = [kind]
     field["anyOf"].append(VARIABLE)
+
+
+def _allow_taking_back(field: dict[str, Any], definitions: dict[str, Any]) -> None:
+    # The field as a whole, or any key of its mapping.
+    for form in field.get("anyOf", [field]):
+        if "$ref" in form and form != VARIABLE:
+            for key in definitions[form["$ref"].rpartition("/")[2]]["properties"].values():
+                _allow_null(key)
+        elif isinstance(form.get("additionalProperties"), dict):
+            _allow_null(form["additionalProperties"])
+    _allow_null(field)
+
+
+def _allow_null(field: dict[str, Any]) -> None:
+    if "anyOf" not in field:
+        kind = {key: field.pop(key) for key in list(field) if key not in ("default", "description")}
+        field["anyOf"] = [kind]
+    if {"type": "null"} not in field["anyOf"]:
+        field["anyOf"].append({"type": "null"})
 
 
 def _inner(field: dict[str, Any]) -> Iterator[dict[str, Any]]:

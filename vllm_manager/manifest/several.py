@@ -11,7 +11,8 @@ from vllm_manager.manifest.source import Source
 from vllm_manager.manifest.variables import Variables
 from vllm_manager.manifest.yaml_nodes import SIZE_LIMIT, Node
 
-# Where both have such a field, a deployment and its defaults are merged key by key.
+# Where both have such a field, a deployment and its defaults are merged key by key; a null takes the default
+# back, of one key or of the whole field.
 MERGED = frozenset(
     {"args", "env", "gpus", "engine", "readiness", "liveness", "restart", "stop", "lora_modules"}
 )
@@ -87,7 +88,13 @@ class Deployments:
                 cause, hint = "can't be a default", "each deployment needs its own"
                 self._problem(node.keys[name], cause, hint, f"defaults.{name}")
         fields = {name: item for name, item in node.value.items() if name not in OWN}
-        return self._variables.fill(replace(node, value=fields))
+        known = len(self._variables.problems)
+        filled = self._variables.fill(replace(node, value=fields))
+        self._variables.problems[known:] = [
+            replace(problem, field=f"defaults.{problem.field}")
+            for problem in self._variables.problems[known:]
+        ]
+        return filled
 
     def _problem(
         self,
@@ -107,16 +114,22 @@ def _merge(defaults: Node, own: Node) -> Node:
     fields = _fields(own)
     shared = _fields(defaults)
     for key in fields.keys() & shared.keys() & MERGED:
-        if isinstance(fields[key].value, dict) and isinstance(shared[key].value, dict):
+        if fields[key].value is None:
+            del fields[key], shared[key]
+        elif isinstance(fields[key].value, dict) and isinstance(shared[key].value, dict):
             fields[key] = _joined(shared[key], fields[key], normal if key == "args" else str)
-    return _joined(defaults, replace(own, value=fields), str)
+    return replace(own, value=shared | fields, keys={**defaults.keys, **own.keys})
 
 
 def _joined(defaults: Node, own: Node, spelling: Callable[[str], str]) -> Node:
     # The mapping stands where the deployment's own does, and every value where it is written.
-    taken = {spelling(key) for key in _fields(own)}
-    kept = {key: item for key, item in _fields(defaults).items() if spelling(key) not in taken}
-    return replace(own, value=kept | _fields(own), keys={**defaults.keys, **own.keys})
+    shared, fields = _fields(defaults), _fields(own)
+    defaulted, taken = {spelling(key) for key in shared}, {spelling(key) for key in fields}
+    kept = {key: item for key, item in shared.items() if spelling(key) not in taken}
+    said = {
+        key: item for key, item in fields.items() if item.value is not None or spelling(key) not in defaulted
+    }
+    return replace(own, value=kept | said, keys={**defaults.keys, **own.keys})
 
 
 def _fields(node: Node) -> dict[str, Node]:

@@ -11,7 +11,7 @@ from vllm_manager.flag_check import problems
 from vllm_manager.manifest.explain import Problem
 from vllm_manager.manifest.loaded import Loaded
 from vllm_manager.manifest.model import Deployment
-from vllm_manager.preflight import adapters, model_files, plugins, ssl_files, tokenizers
+from vllm_manager.preflight import adapters, context, model_files, plugins, ssl_files, tokenizers
 from vllm_manager.types import EngineFlags
 
 
@@ -56,7 +56,7 @@ def preflight(
         flags, why, no_engine = None, error.cause, _located(loaded, error)
     found = problems(deployment, flags) if flags else []
     files = model_files.find(deployment, environment)
-    found += _late_checks(deployment, files, flags)
+    found += _late_checks(deployment, environment, files, flags)
     errors: dict[tuple[str | int, ...], ManifestError] = {}
     for problem in found:  # the first at a place explains the others
         located = loaded.error(problem.path, problem.cause, problem.hint, at_key=problem.at_key)
@@ -98,10 +98,14 @@ def _located(loaded: Loaded, error: EngineError) -> ManifestError | None:
 
 
 def _late_checks(
-    deployment: Deployment, files: model_files.ModelFiles, flags: EngineFlags | None
+    deployment: Deployment,
+    environment: Mapping[str, str],
+    files: model_files.ModelFiles,
+    flags: EngineFlags | None,
 ) -> Iterator[Problem]:
     yield from ssl_files.problems(deployment.args)
     yield from plugins.problems(deployment.args)
     yield from adapters.problems(deployment, files, flags)
+    yield from context.problems(deployment, environment, files)
     if flags is not None:
         yield from tokenizers.problems(deployment, files, flags)

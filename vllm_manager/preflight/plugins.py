@@ -14,6 +14,6 @@ def problems(args: Mapping[str, Any]) -> Iterator[Problem]:
         if isinstance(path, str) and not os.path.isfile(path):
             yield Problem(
                 path=("args", name),
-                cause=f"there is no file {path}",
+                cause=f"there is no such file: {path}",
                 hint="name a Python file; the path is relative to the manifest",
             )

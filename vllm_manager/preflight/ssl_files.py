@@ -44,7 +44,7 @@ def _unreadable(name: str, path: Any) -> Problem | None:
                 return None
             cause = f"{path} is no regular file"
     except FileNotFoundError:
-        cause = f"there is no file {path}"
+        cause = f"there is no such file: {path}"
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         cause = f"{path} can't be read: {getattr(error, 'strerror', None) or error}"
     return Problem(path=("args", name), cause=cause, hint="the path is relative to the manifest")
