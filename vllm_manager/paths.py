@@ -61,8 +61,8 @@ def engines_dir() -> Path:
 def socket_path() -> Path:
     """The control socket: ``$VLLM_MANAGER_SOCKET``, else one in the runtime directory.
 
-    Its name is made from the state directory's, so that two of those (another ``HOME``, say) never meet in one
-    supervisor; a service's own runtime directory has one ``control.sock``.
+    Its name is made from the state directory's, so that two of those (another ``HOME``, say) never meet in
+    one supervisor; a service's own runtime directory has one ``control.sock``.
 
     Raises:
         ControlError: The configured path is longer than a socket's may be.

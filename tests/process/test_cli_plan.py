@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -146,7 +147,18 @@ def test_what_up_would_refuse(box: Box) -> None:
     for name in ("docker", "replicas"):  # located; a manifest may say so all the same
         manifest = box.root / "manifests" / f"{name}.yaml"
         assert f"error: {manifest}:1:" in box.run("up", manifest, exits=2).stderr
-        assert "ok" in box.run("validate", manifest).stdout
+        validated = box.run("validate", manifest)
+        assert "ok" in validated.stdout
+        assert words[name] in validated.stderr
+    assert "replicas: replicas: more than one replica is not" in validated.stderr
+    pinned = box.root / "manifests" / "port.yaml"
+    pinned.write_text(json.dumps(json.loads(pinned.read_text()), indent=1))  # a line that is short enough
+    for command in ("plan", "up"):
+        done = box.run(command, pinned, exits=2)
+        told = done.stdout + done.stderr
+        assert re.search(rf"error: {pinned}:\d+:10: port: port {box.ports[3]} belongs", told)
+        assert f"the deployment other already ({box.root}/manifests/other.yaml)" in told
+        assert re.search(rf'"port": {box.ports[3]},?\n.*\^', told)
     # The code is that of the first reason, and the others are told too.
     both = box.run(
         "plan", box.root / "manifests" / "engine.yaml", box.root / "manifests" / "replicas.yaml", exits=6

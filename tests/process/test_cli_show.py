@@ -75,6 +75,20 @@ def test_inspect_without_a_supervisor_and_of_what_failed(fresh_box: Box) -> None
     box.serve()
 
 
+def test_inspect_cuts_titles_on_a_terminal_only(box: Box) -> None:
+    box.run("up", box.manifest())
+    pid = box.tree()["main"]
+    (line,) = [
+        line for line in box.run("inspect", "tiny").stdout.splitlines() if line.startswith(f"    {pid}")
+    ]
+    assert "--served-model-name" in line
+    with terminal(box, "inspect", "tiny") as shown:
+        assert shown.process.wait(30) == 0
+        (line,) = [line for line in shown.text.splitlines() if line.startswith(f"    {pid}")]
+    assert line.endswith(" …")
+    assert "--served-model-name" not in line
+
+
 # --- events ------------------------------------------------------------------------------------------
 
 
@@ -107,9 +121,40 @@ def test_events_need_no_supervisor(fresh_box: Box) -> None:
     box.run("down", "tiny")
     eventually(lambda: box.supervisor_pid() is None, "the idle supervisor ends by itself")
     assert box.run("events", "-n", "1").stdout.split()[-1] == "stopped"
+    # Its history is there, though it isn't any more.
+    assert box.run("events", "-n", "1", "tiny").stdout.split()[-1] == "stopped"
+    for arguments in ([], ["-f"]):
+        unknown = box.run("events", *arguments, "tinny", exits=4)
+        assert unknown.stderr.startswith(
+            "error: there is no deployment named tinny\nhint: did you mean tiny?"
+        )
+        assert unknown.stdout == ""
     with (box.state / "events.jsonl").open("a") as file:
         file.write('{"cut off\n[]\n{}\n')
     assert box.run("events", "-n", "1").stdout.split()[2:] == ["?", "-", "?"]
+
+
+# --- validate ----------------------------------------------------------------------------------------
+
+
+def test_validate_notes_what_this_version_cannot_run(box: Box) -> None:
+    done = box.run("validate", "--json", box.manifest("r", replicas=2), box.manifest())
+    told = "more than one replica is not supported yet by this version"
+    assert [each["unsupported"] for each in json.loads(done.stdout)] == [told, None]
+    assert f"r: replicas: {told}\n" in done.stderr
+
+
+def test_validate_reads_key_files_but_not_the_callers_variables(box: Box) -> None:
+    (box.root / "manifests" / "empty").write_text("")
+    missing = box.manifest("missing", api_key={"file": "no-such-file"})
+    empty = box.manifest("empty", api_key={"file": "empty"})
+    failed = box.run("validate", missing, empty, exits=2)
+    assert failed.stderr.count("error:") == 2
+    for path, words in ((missing, "no-such-file can't be read"), (empty, "is empty")):
+        assert any(f"error: {path}:1:" in line and words in line for line in failed.stderr.splitlines())
+    (box.root / "manifests" / "empty").write_text("a-key")
+    variable = box.manifest("variable", api_key={"env": "NO_SUCH_VARIABLE"})
+    assert box.run("validate", empty, variable).stdout.count("ok") == 2
 
 
 # --- ps ----------------------------------------------------------------------------------------------

@@ -130,11 +130,34 @@ def test_a_stop_that_is_cut_off_is_finished(box: Box) -> None:
     box.wait_for_phase("stopping")
     box.kill_supervisor()
     assert stop.wait() == 5
+    assert "the supervisor ended before tiny was stopped\nhint: run it again: " in stop.err
     box.serve()
     os.kill(tree["main"], signal.SIGKILL)  # the grace period is long
     box.wait_for_phase("stopped")
     assert not [pid for pid in tree.values() if alive(pid)]
     assert box.left_of_instances() == []
+
+
+def test_what_the_next_supervisor_will_start_is_told(box: Box) -> None:
+    box.run("up", box.manifest(), box.manifest("other"), box.manifest("kept"))
+    box.run("stop", "kept")
+    main, other = box.tree()["main"], box.tree("other")["main"]
+    box.kill_supervisor()
+    assert "is to run, but" not in box.run("ps", exits=5).stderr
+    os.kill(main, signal.SIGKILL)
+    os.kill(other, signal.SIGKILL)
+    eventually(lambda: not alive(main) and not alive(other), "they are dead")
+    listed = box.run("ps", "tiny")
+    assert listed.stderr == (
+        "tiny is to run, but no supervisor does: `vllm-manager start tiny` starts both\n"
+    )
+    assert "kept" not in box.run("ps").stderr
+
+    down = box.run("down", "tiny")
+    assert down.stderr == (
+        "this starts a supervisor, which will start other too, since it is to run\ntiny: down\n"
+    )
+    box.wait_for_phase("ready", name="other")
 
 
 def test_start_while_it_is_stopping_starts_it_anew(box: Box) -> None:

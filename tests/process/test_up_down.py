@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 from box import DEADLINE, Box, alive, eventually, listening, post
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
@@ -132,6 +133,7 @@ def test_no_wait_returns_at_once_and_wait_waits(box: Box) -> None:
     manifest = box.manifest(fake={"startup": 1.0})
     done = box.run("up", "-d", manifest)
     assert done.stdout == ""
+    assert "tiny: starting; `vllm-manager wait tiny` returns when it is ready" in done.stderr
     assert box.phase() in ("pending", "starting")
     assert "wasn't ready within" in box.run("wait", "tiny", "--timeout", "0.1s", exits=7).stderr
     timed_out = box.run("up", manifest, "--timeout", "0.1s", exits=7)
@@ -260,6 +262,70 @@ def test_interrupted_up_leaves_a_start_that_ps_explains(box: Box) -> None:
     assert re.match(r"tiny +(starting|loading) \(", table[1])
     assert "tiny is ready" in box.run("wait", "tiny").stdout
     assert box.events().count("starting") == 1
+
+
+def test_an_interrupted_up_names_only_what_is_not_ready_yet(box: Box) -> None:
+    up = box.start("up", box.manifest("quick"), box.manifest("slow", fake={"stall_at": "http"}))
+    box.wait_for_phase("ready", name="quick")
+    eventually(lambda: "quick: warm-up" in up.err, "its last step is shown")
+    # Another command of the same kind is told of quick's end at the latest when this one returns.
+    box.run("wait", "quick")
+    eventually(lambda: "slow: weights" in up.err, "the other start is shown")
+    up.interrupt()
+    assert up.wait() == 130
+    assert "\nslow: goes on; `vllm-manager ps` shows it" in up.err
+
+
+@pytest.mark.parametrize(("command", "cause"), [("down", "was taken down"), ("stop", "was stopped")])
+@pytest.mark.parametrize("waiter", ["up", "wait"])
+def test_whoever_waits_is_told_who_ended_it(box: Box, waiter: str, command: str, cause: str) -> None:
+    manifest = box.manifest(fake={"stall_at": "http"})
+    box.run("up", "-d", manifest)
+    waiting = box.start("up", manifest) if waiter == "up" else box.start("wait", "tiny")
+    eventually(lambda: "tiny: weights" in waiting.err, "it waits")
+    box.run(command, "--now", "tiny")
+    assert waiting.wait() == 6
+    again = f"up {manifest}` brings it up again" if command == "down" else "start tiny` starts it"
+    assert f"error: tiny {cause}\nhint: `vllm-manager {again}\n" in waiting.err
+
+
+def test_json_has_an_entry_for_every_name_also_for_what_failed(box: Box) -> None:
+    bad = box.manifest("bad", fake={"fail_start": "badarg"})
+    good = box.manifest("good")
+    box.run("up", "-d", box.manifest("owner", port=box.ports[7]))
+    refused = box.manifest("refused", port=box.ports[7])
+    done = box.run("up", "--json", bad, good, refused, exits=2)
+    # Those with a port of their own come first.
+    first, second, third = json.loads(done.stdout)
+    assert first == {"name": "refused", "error": first["error"]}
+    assert first["error"]["code"] == "manifest-conflict"
+    assert (second["name"], second["endpoint"]["phase"]) == ("bad", "failed")
+    assert second["error"]["cause"]
+    assert (third["name"], third["endpoint"]["phase"], third["error"]) == ("good", "ready", None)
+    assert "bad didn't start" in done.stderr
+
+    for command in ("start", "restart", "wait"):
+        done = box.run(command, "--json", "bad", "nobody", "good", exits=None)
+        entries = json.loads(done.stdout)
+        assert [entry["name"] for entry in entries] == ["bad", "nobody", "good"]
+        assert entries[0]["endpoint"]["phase"] == "failed"
+        assert entries[1]["error"]["code"] == "not-found"
+        assert entries[2]["endpoint"]["phase"] == "ready"
+        assert done.returncode == (6 if command == "wait" else 4)
+    done = box.run("start", "-d", "--json", "nobody", "good", exits=4)
+    assert [set(entry) == {"name", "error"} for entry in json.loads(done.stdout)] == [True, False]
+
+
+def test_json_of_a_start_that_is_tried_again_or_not_waited_for_any_longer(box: Box) -> None:
+    # The phase at which the command ended, whatever came after it.
+    again = box.manifest(
+        "again", fake={"fail_start": "oom"}, restart={"backoff_initial": 60, "backoff_max": 60}
+    )
+    (entry,) = json.loads(box.run("up", "--json", again, exits=6).stdout)
+    assert (entry["endpoint"]["phase"], bool(entry["error"]["cause"])) == ("backoff", True)
+    slow = box.manifest("slow", fake={"stall_at": "http"})
+    (entry,) = json.loads(box.run("up", "--json", "--timeout", "0.5s", slow, exits=7).stdout)
+    assert entry["endpoint"]["phase"] in ("pending", "starting", "loading")
 
 
 def test_interrupted_down_goes_on(box: Box) -> None:

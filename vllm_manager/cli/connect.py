@@ -9,6 +9,7 @@ from vllm_manager.errors import ManagerError, NoSupervisor, NotFound
 from vllm_manager.near import near_names
 from vllm_manager.paths import socket_path, state_dir
 from vllm_manager.store import (
+    Desired,
     InstanceRecord,
     deployment_names,
     read_deployments,
@@ -45,6 +46,17 @@ def lives(record: InstanceRecord) -> bool:
         return False
     process = proc.stat(int(data["pid"]))
     return process is not None and not process.dead and process.start_time == data["start_time"]
+
+
+def awaiting() -> list[str]:
+    """Without a supervisor: the deployments that the next one will start, since they are to run and don't."""
+    found = records()
+    return [
+        name
+        for name, deployment in sorted(read_deployments(state_dir()).items())
+        if deployment.desired is Desired.RUNNING
+        and ((record := found.get(name)) is None or not (lives(record) or record.phase is Phase.FAILED))
+    ]
 
 
 def marks(record: InstanceRecord) -> proc.Marks:

@@ -10,10 +10,12 @@ from typing import Any
 
 import click
 
+from vllm_manager.cli.connect import unknown_name
 from vllm_manager.cli.options import JSON, NAMES
 from vllm_manager.cli.output import COLOURS, nobody_reads, style
 from vllm_manager.logs import LogTail
 from vllm_manager.paths import state_dir
+from vllm_manager.store import deployment_names
 from vllm_manager.types import Phase
 
 POLL = 0.2
@@ -39,7 +41,16 @@ def events(names: tuple[str, ...], follow: bool, lines: int, as_json: bool) -> N
     """
     tail = LogTail(state_dir() / "events.jsonl")
     show = _print_json if as_json else _Table().show
-    for event in deque((event for event in _read(tail) if _wanted(event, names)), maxlen=lines):
+    known = set(deployment_names(state_dir()))
+    last: deque[Mapping[str, Any]] = deque(maxlen=lines)
+    for event in _read(tail):
+        known.add(str(event.get("deployment")))
+        if _wanted(event, names):
+            last.append(event)
+    for name in names:
+        if name not in known:
+            raise unknown_name(name, known)
+    for event in last:
         show(event)
     while follow and not nobody_reads():
         sys.stdout.flush()

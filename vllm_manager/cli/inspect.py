@@ -1,6 +1,7 @@
 """The command inspect."""
 
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -30,7 +31,7 @@ from vllm_manager.store import (
 from vllm_manager.types import Lease, Status
 
 TITLE = 60
-"""Characters of a process's title that are shown to people; the main process has its command there."""
+"""Characters of a process's title that are shown on a terminal; the main process has its command there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +167,9 @@ def _print(found: Inspection) -> None:
         click.echo("  processes")
         for process in found.processes:
             title = process.title
-            click.echo(f"    {process.pid}  {title if len(title) <= TITLE else f'{title[:TITLE]} …'}")
+            if len(title) > TITLE and sys.stdout.isatty():
+                title = f"{title[:TITLE]} …"
+            click.echo(f"    {process.pid}  {title}")
     click.echo("  manifest")
     for line in _manifest(found):
         click.echo(f"    {line}")

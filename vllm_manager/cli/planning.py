@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from vllm_manager import command, proc, reconcile
 from vllm_manager.cli.command_line import masked_command, masked_environment
 from vllm_manager.cli.connect import all_statuses, control, lives, marks, records
-from vllm_manager.cli.manifests import check, unsupported
+from vllm_manager.cli.manifests import check, located_conflict, unsupported
 from vllm_manager.engines.find import engine_for
 from vllm_manager.errors import EngineMissing, ManagerError, ManifestError, NoSupervisor
 from vllm_manager.gpus.inventory import used_by
@@ -209,7 +209,7 @@ def _planned(loaded: Loaded, known: Mapping[str, Known], machine: _Machine, *, r
     checked = check(loaded)
     problems.found += checked.errors
     if conflict := reconcile.port_conflict(deployment, known):
-        problems.found.append(conflict)
+        problems.found.append(located_conflict(loaded, conflict))
     planned = Planned(
         name=deployment.name,
         action=decision.action,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import click
 
-from vllm_manager.cli.connect import control, explain_absence, offline_statuses, unknown_name
+from vllm_manager.cli.connect import awaiting, control, explain_absence, offline_statuses, unknown_name
 from vllm_manager.cli.options import JSON, NAMES
 from vllm_manager.cli.output import (
     ago,
@@ -62,6 +62,11 @@ def ps(names: tuple[str, ...], watch: bool, as_json: bool) -> None:
         for line in _problems(statuses):
             note(line)
     if missing is not None:
+        idle = set(awaiting())
+        for status in statuses:
+            if status.name in idle:
+                start = f"`vllm-manager start {status.name}` starts both"
+                note(f"{status.name} is to run, but no supervisor does: {start}")
         reason = explain_absence(None, missing)
         if reason is not missing:
             print_error(reason)

@@ -8,15 +8,7 @@ from vllm_manager.cli.completion import deployment_names
 from vllm_manager.cli.connect import control, explain_absence, unknown_name
 from vllm_manager.cli.options import JSON, NO_WAIT, TIMEOUT, names_or_all, one_of
 from vllm_manager.cli.output import note, print_error
-from vllm_manager.cli.waiting import (
-    Deadline,
-    exit_for,
-    failures,
-    finish,
-    print_address,
-    print_ready,
-    wait_ready,
-)
+from vllm_manager.cli.waiting import Deadline, finish, print_address
 from vllm_manager.control.client import ControlClient
 from vllm_manager.errors import ManagerError, NoSupervisor
 from vllm_manager.paths import state_dir
@@ -89,17 +81,15 @@ def _begin(
         note("there are no deployments; `vllm-manager up FILE` brings one up")
         return
     names = tuple(dict.fromkeys(names))
-    begun: list[str] = []
-    refused: list[ManagerError] = []
+    refused: dict[str, ManagerError] = {}
     for name in names:
         try:
             if ask(client, name).action is Action.UNCHANGED:
                 note(f"{name}: runs already")
-            begun.append(name)
         except ManagerError as error:
             print_error(error)
-            refused.append(error)
-    finish(client, begun, refused, deadline, no_wait=no_wait, as_json=as_json, show=print_address)
+            refused[name] = error
+    finish(client, names, refused, deadline, no_wait=no_wait, as_json=as_json, show=print_address)
 
 
 @click.command()
@@ -118,6 +108,5 @@ def wait(names: tuple[str, ...], timeout: str | None, as_json: bool) -> None:
         client.supervisor()
     except NoSupervisor as error:
         raise explain_absence(names[0], error) from error
-    outcomes = wait_ready(client, names, Deadline(timeout), first_start=False)
-    print_ready(outcomes, as_json, print_address)
-    exit_for(failures(outcomes))
+    names = tuple(dict.fromkeys(names))
+    finish(client, names, {}, Deadline(timeout), first_start=False, as_json=as_json, show=print_address)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import click
 
-from vllm_manager.cli.connect import control, explain_absence
+from vllm_manager.cli.connect import awaiting, control, explain_absence
 from vllm_manager.cli.options import NOW, names_or_all, one_of
 from vllm_manager.cli.output import note, print_error
 from vllm_manager.cli.waiting import exit_for
@@ -54,11 +54,16 @@ def _end(names: tuple[str, ...], desired: Desired, *, now: bool) -> None:
     """Stop these deployments, or all where none is named, and forget them where that is desired."""
     client = control()
     ending: frozenset[str] = frozenset()
-    if client.running():
+    met = client.running()
+    if met:
         names = names or tuple(status.name for status in client.statuses())
     elif ending := _leave_word(names, desired):
         from vllm_manager.background import ensure_supervisor
 
+        if others := awaiting():
+            to_run = "it is to run" if len(others) == 1 else "they are to run"
+            note(f"this starts a supervisor, which will start {', '.join(others)} too, since {to_run}")
+        met = True
         client, names = ensure_supervisor(), names or tuple(sorted(ending))
     if not names:
         note("nothing is up")
@@ -71,8 +76,14 @@ def _end(names: tuple[str, ...], desired: Desired, *, now: bool) -> None:
                 end(name, now=now)
             note(f"{name}: {done}")
         except ManagerError as error:
-            failures.append(explain_absence(name, error) if isinstance(error, NoSupervisor) else error)
-            print_error(failures[-1])
+            if isinstance(error, NoSupervisor):
+                error = explain_absence(name, error)
+                if met and isinstance(error, NoSupervisor):
+                    again = "down" if desired is Desired.GONE else "stop"
+                    error.cause = f"the supervisor ended before {name} was {done}"
+                    error.hint = f"run it again: `vllm-manager {again} {name}` starts one, which finishes it"
+            failures.append(error)
+            print_error(error)
     exit_for(failures)
 
 

@@ -11,7 +11,7 @@ from vllm_manager.cli.options import FILES, JSON, NO_WAIT, PRUNE, RECREATE, TIME
 from vllm_manager.cli.output import note, print_error
 from vllm_manager.cli.waiting import Deadline, finish, print_usage
 from vllm_manager.control.client import ControlClient
-from vllm_manager.errors import EngineMissing, ManagerError, NotFound
+from vllm_manager.errors import EngineMissing, ManagerError, ManifestConflictError, NotFound
 from vllm_manager.types import Action, Decision, Device
 
 if TYPE_CHECKING:
@@ -66,14 +66,20 @@ def up(
     _warn_of_logout()
     _end_undeclared(client, files, [loaded.deployment.name for loaded, _ in manifests], prune=prune)
     names: list[str] = []
-    refused: list[ManagerError] = []
+    refused: dict[str, ManagerError] = {}
     for loaded, key in manifests:
+        name = loaded.deployment.name
+        names.append(name)
         try:
-            _bring_up(client, loaded, key, recreate=recreate)
-            names.append(loaded.deployment.name)
+            decision = _bring_up(client, loaded, key, recreate=recreate)
         except ManagerError as error:
             print_error(error)
-            refused.append(error)
+            refused[name] = error
+            continue
+        for line in _told(decision):
+            note(line)
+        if no_wait and decision.action is Action.START:
+            note(f"{name}: starting; `vllm-manager wait {name}` returns when it is ready")
     finish(client, names, refused, deadline, no_wait=no_wait, as_json=as_json, show=print_usage)
 
 
@@ -96,7 +102,7 @@ def _ensure_engine(loaded: "Loaded") -> None:
             raise
         from vllm_manager.cli.engine import install_with_progress
 
-        needed = f"vLLM {error.install} for {'the CPU' if error.device is Device.CPU else 'CUDA'}"
+        needed = f"vLLM {error.install} for {'the CPU' if error.device == Device.CPU else 'CUDA'}"
         note(f"{deployment.name} needs {needed}, which isn't installed yet: installing it once.")
         install_with_progress(error.install, device=error.device)
 
@@ -119,18 +125,20 @@ def _end_undeclared(
             note(f"{name} {keep_text(known[name].source, known[name].phase, files)}")
 
 
-def _bring_up(client: ControlClient, loaded: "Loaded", key: str | None, *, recreate: bool) -> None:
+def _bring_up(client: ControlClient, loaded: "Loaded", key: str | None, *, recreate: bool) -> Decision:
+    from vllm_manager.cli.manifests import located_conflict
     from vllm_manager.command import inherited
 
-    decision = client.up(
-        loaded.deployment.to_json(),
-        source=str(loaded.source),
-        api_key=key,
-        environment=inherited(os.environ),
-        recreate=recreate,
-    )
-    for line in _told(decision):
-        note(line)
+    try:
+        return client.up(
+            loaded.deployment.to_json(),
+            source=str(loaded.source),
+            api_key=key,
+            environment=inherited(os.environ),
+            recreate=recreate,
+        )
+    except ManifestConflictError as error:
+        raise located_conflict(loaded, error) from error
 
 
 def _told(decision: Decision) -> list[str]:

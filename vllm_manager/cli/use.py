@@ -2,12 +2,16 @@
 
 import shlex
 import sys
+from urllib.parse import urlsplit
 
 import click
 
 from vllm_manager import registry
 from vllm_manager.cli.options import NAME
-from vllm_manager.errors import ClientError, StreamInterrupted
+from vllm_manager.cli.output import note
+from vllm_manager.cli.usage import TEXTS, python_call
+from vllm_manager.errors import ClientError, StreamInterrupted, UnsupportedOperation
+from vllm_manager.types import Task
 
 
 @click.command()
@@ -21,6 +25,8 @@ def chat(
 ) -> None:
     """Send one message, and print the answer as it comes. Without PROMPT it is read from standard input.
 
+    A model without a chat template goes on with the prompt's text.
+
     \b
     Examples:
       vllm-manager chat tiny "hello"
@@ -32,11 +38,26 @@ def chat(
         prompt = sys.stdin.read()
     if not prompt.strip():
         raise click.UsageError("the prompt is empty")
+    endpoint = registry.endpoint(name)
+    if endpoint.task is not None and endpoint.task not in TEXTS:
+        call = python_call(endpoint.deployment, endpoint.task)
+        raise UnsupportedOperation(
+            cause=f"{name} can't chat: the task of its model is {endpoint.task}",
+            hint=f"from Python: {call}, after `from vllm_manager import registry`",
+            deployment=endpoint.deployment,
+        )
+    completes = endpoint.task is Task.COMPLETION
+    if completes and system:
+        raise click.UsageError(
+            f"--system needs a chat template, and {name} has none: its model only completes text"
+        )
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": prompt})
     options = {"max_tokens": max_tokens, "temperature": temperature}
     given = {key: value for key, value in options.items() if value is not None}
-    with registry.client(name).stream(messages, **given) as stream:
+    client = registry.client(name)
+    answer = client.stream_completion(prompt, **given) if completes else client.stream(messages, **given)
+    with answer as stream:
         try:
             for chunk in stream:
                 click.echo(chunk.text, nl=False)
@@ -67,3 +88,16 @@ def env(name: str) -> None:
     }
     for key, value in values.items():
         click.echo(f"export {key}={shlex.quote(value)}")
+    if endpoint.certificate is not None:
+        _tell_certificate(endpoint.deployment, endpoint.certificate, endpoint.base_url)
+
+
+def _tell_certificate(name: str, certificate: str, base_url: str) -> None:
+    file, address = shlex.quote(certificate), urlsplit(base_url).netloc
+    note(f"{name} serves TLS with {certificate}, which clients must trust:")
+    note(f"  OpenAI clients: export SSL_CERT_FILE={file}   # its authority's, unless it is self-signed")
+    note(f"  curl: --cacert {file}")
+    note(
+        f"  made out to another HOST than {urlsplit(base_url).hostname}, it is refused by both: "
+        f"curl --connect-to HOST:443:{address} https://HOST/v1/… (-k trusts anybody)"
+    )

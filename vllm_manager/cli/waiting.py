@@ -1,19 +1,35 @@
 """Following starts to their ends, and telling how they ended."""
 
 import queue
+import shlex
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import click
 
-from vllm_manager.cli.output import duration, error_lines, note, print_json, style
+from vllm_manager.cli.output import duration, error_lines, note, print_error, print_json, style
 from vllm_manager.cli.progress import start_view, step_durations
+from vllm_manager.cli.usage import examples
 from vllm_manager.control.client import ControlClient
-from vllm_manager.errors import ManagerError, StartFailed, WaitTimeout, from_payload
+from vllm_manager.errors import ManagerError, NotFound, StartFailed, WaitTimeout, from_payload
+from vllm_manager.paths import state_dir
+from vllm_manager.store import Desired, read_deployments
 from vllm_manager.types import Phase, Status
 
-Outcome = Status | ManagerError
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a start ended, or the asking for one.
+
+    Attributes:
+        status: The last that the supervisor told; None where it has none.
+        error: What went wrong, which was shown; None where it is ready.
+    """
+
+    status: Status | None = None
+    error: ManagerError | None = None
 
 
 class Deadline:
@@ -43,54 +59,92 @@ def _seconds(text: str | None) -> float | None:
         raise click.BadParameter(str(error), param_hint="--timeout") from error
 
 
-def wait_ready(
+def follow_starts(
     client: ControlClient, names: Sequence[str], deadline: Deadline, *, first_start: bool
-) -> dict[str, Outcome]:
-    """Follow several starts to their ends, side by side.
+) -> Iterator[tuple[str, Outcome]]:
+    """Follow several starts to their ends, side by side; each comes as it ends, what went wrong is shown.
 
     Args:
         client: The supervisor.
-        names: The deployments.
+        names: The deployments, each once.
         deadline: The caller's patience.
         first_start: Whether the first failed start is the answer, also where the supervisor tries again.
-
-    Returns:
-        By name, the status with which it was ready, or what went wrong (which was shown at once).
     """
-    seen: queue.SimpleQueue[tuple[str, Outcome, bool]] = queue.SimpleQueue()
+    seen: queue.SimpleQueue[tuple[str, Status | Outcome]] = queue.SimpleQueue()
 
     def follow(name: str) -> None:
         try:
-            for status in _watch(client, name, deadline):
-                if status.phase is Phase.READY:
-                    return seen.put((name, status, True))
-                if status.phase is Phase.FAILED or (first_start and status.phase is Phase.BACKOFF):
-                    raise _start_failure(status)
-                if status.phase is Phase.STOPPED:
-                    raise StartFailed(
-                        cause=f"{name} was stopped",
-                        hint=f"`vllm-manager start {name}` starts it",
-                        deployment=name,
-                    )
-                seen.put((name, status, False))
-        except ManagerError as error:
-            seen.put((name, error, True))
+            outcome = _follow(client, name, deadline, first_start, lambda status: seen.put((name, status)))
         except Exception as error:  # whatever it is, the one who waits must hear of it
-            seen.put((name, ManagerError(cause=f"internal error: {error!r}"), True))
+            outcome = Outcome(error=ManagerError(cause=f"internal error: {error!r}"))
+        seen.put((name, outcome))
 
-    outcomes: dict[str, Outcome] = {}
     with start_view() as view:
         for name in names:
             threading.Thread(target=follow, args=(name,), daemon=True).start()
-        while len(outcomes) < len(set(names)):
-            name, news, final = seen.get()
+        left = len(names)
+        while left:
+            name, news = seen.get()
             if isinstance(news, Status):
                 view.show(news)
-            else:
-                view.end(name, error_lines(news))
-            if final:
-                outcomes[name] = news
-    return {name: outcomes[name] for name in names}
+                continue
+            left -= 1
+            if news.error is not None:
+                view.end(name, error_lines(news.error))
+            elif news.status is not None:
+                view.show(news.status)
+            yield name, news
+
+
+def _follow(
+    client: ControlClient,
+    name: str,
+    deadline: Deadline,
+    first_start: bool,
+    show: Callable[[Status], None],
+) -> Outcome:
+    last: Status | None = None
+    try:
+        for status in client.watch(name, timeout=deadline.left):
+            last = status
+            if status.phase is Phase.READY:
+                return Outcome(status=status)
+            if status.phase is Phase.FAILED or (first_start and status.phase is Phase.BACKOFF):
+                return Outcome(status=status, error=_start_failure(status))
+            if status.phase is Phase.STOPPED:
+                return (
+                    _taken_down(status) if _forgotten(name) else Outcome(status=status, error=_stopped(name))
+                )
+            show(status)
+            if deadline.left() == 0.0:
+                break
+    except NotFound as error:
+        return Outcome(error=error) if last is None else _taken_down(last)
+    except ManagerError as error:
+        return Outcome(error=error)
+    return Outcome(status=last, error=_timeout(name, deadline))
+
+
+def _forgotten(name: str) -> bool:
+    # What is taken down looks stopped for a moment. What is wanted of it is written down before it ends.
+    record = read_deployments(state_dir()).get(name)
+    return record is None or record.desired is Desired.GONE
+
+
+def _taken_down(status: Status) -> Outcome:
+    name, source = status.name, status.source
+    error = StartFailed(
+        cause=f"{name} was taken down",
+        hint=f"`vllm-manager up {shlex.quote(source)}` brings it up again",
+        deployment=name,
+    )
+    return Outcome(error=error)
+
+
+def _stopped(name: str) -> ManagerError:
+    return StartFailed(
+        cause=f"{name} was stopped", hint=f"`vllm-manager start {name}` starts it", deployment=name
+    )
 
 
 def _start_failure(status: Status) -> ManagerError:
@@ -108,12 +162,8 @@ def _start_failure(status: Status) -> ManagerError:
     return error
 
 
-def _watch(client: ControlClient, name: str, deadline: Deadline) -> Iterator[Status]:
-    for status in client.watch(name, timeout=deadline.left):
-        yield status
-        if deadline.left() == 0.0:
-            break
-    raise WaitTimeout(
+def _timeout(name: str, deadline: Deadline) -> ManagerError:
+    return WaitTimeout(
         cause=f"{name} wasn't ready within {deadline.seconds:g} s",
         hint=f"it goes on: `vllm-manager wait {name}` waits on, `vllm-manager logs -f {name}` shows its log",
         seconds=deadline.seconds or 0.0,
@@ -123,55 +173,69 @@ def _watch(client: ControlClient, name: str, deadline: Deadline) -> Iterator[Sta
 def finish(
     client: ControlClient,
     names: Sequence[str],
-    refused: Sequence[ManagerError],
+    refused: Mapping[str, ManagerError],
     deadline: Deadline,
     *,
-    no_wait: bool,
+    no_wait: bool = False,
+    first_start: bool = True,
     as_json: bool,
     show: Callable[[Status], None],
 ) -> None:
-    """The end of every command that starts something: wait, show what is ready, exit as it went.
+    """The end of every command that starts something or waits: wait, show what is ready, exit as it went.
 
     Args:
         client: The supervisor.
-        names: What was started.
-        refused: What couldn't be, which was shown.
+        names: What was to be started, each once.
+        refused: What of it the supervisor refused, which was shown.
         deadline: The caller's patience.
         no_wait: Return at once instead.
-        as_json: Print data.
+        first_start: As for ``follow_starts``.
+        as_json: Print data, an entry for each name.
         show: Prints what is ready.
     """
+    begun = [name for name in names if name not in refused]
+    outcomes = {name: Outcome(error=error) for name, error in refused.items()}
     try:
-        outcomes = {} if no_wait else wait_ready(client, names, deadline, first_start=True)
+        if not no_wait:
+            for name, outcome in follow_starts(client, begun, deadline, first_start=first_start):
+                outcomes[name] = outcome
+        elif as_json:
+            outcomes |= {name: _look(client, name) for name in begun}
     except KeyboardInterrupt:
-        note(f"\n{', '.join(names)}: goes on; `vllm-manager ps` shows it, `vllm-manager stop NAME` ends it")
+        if left := [name for name in begun if name not in outcomes]:
+            note(
+                f"\n{', '.join(left)}: goes on; `vllm-manager ps` shows it, `vllm-manager stop NAME` ends it"
+            )
         raise
-    if no_wait and as_json:
-        print_json([client.status(name) for name in names])
-    elif not no_wait:
-        print_ready(outcomes, as_json, show)
-    exit_for([*refused, *failures(outcomes)])
+    told = {name: outcomes[name] for name in names if name in outcomes}
+    if as_json:
+        print_json([_entry(name, outcome) for name, outcome in told.items()])
+    else:
+        for outcome in told.values():
+            if outcome.status is not None and outcome.error is None:
+                show(outcome.status)
+    errors = [outcome.error for name, outcome in told.items() if name not in refused]
+    exit_for([*refused.values(), *(error for error in errors if error is not None)])
 
 
-def failures(outcomes: Mapping[str, Outcome]) -> list[ManagerError]:
-    """Those that didn't end ready."""
-    return [each for each in outcomes.values() if isinstance(each, ManagerError)]
+def _look(client: ControlClient, name: str) -> Outcome:
+    try:
+        return Outcome(status=client.status(name))
+    except ManagerError as error:
+        print_error(error)
+        return Outcome(error=error)
+
+
+def _entry(name: str, outcome: Outcome) -> object:
+    if outcome.status is not None:
+        return outcome.status
+    return {"name": name, "error": outcome.error and outcome.error.payload()}
 
 
 def exit_for(errors: Sequence[ManagerError]) -> None:
     """Exit with the first error's code; go on where there is none."""
     if errors:
         raise click.exceptions.Exit(errors[0].exit_code)
-
-
-def print_ready(outcomes: Mapping[str, Outcome], as_json: bool, show: Callable[[Status], None]) -> None:
-    """What is ready, as data or by ``show``."""
-    ready = [outcome for outcome in outcomes.values() if isinstance(outcome, Status)]
-    if as_json:
-        print_json(ready)
-        return
-    for status in ready:
-        show(status)
 
 
 def print_address(status: Status) -> None:
@@ -190,11 +254,8 @@ def print_usage(status: Status) -> None:
     if text := startup_text(status):
         click.echo(f"  ready after   {text}")
     click.echo("  try it")
-    click.echo(f'    vllm-manager chat {name} "hello"')
-    click.echo(f'    eval "$(vllm-manager env {name})"   # OPENAI_BASE_URL, OPENAI_API_KEY, OPENAI_MODEL')
-    click.echo(
-        f'    python -c \'from vllm_manager import registry; print(registry.client("{name}").chat("hello"))\''
-    )
+    for line in examples(name, endpoint.task):
+        click.echo(f"    {line}")
     for text in status.notes:
         click.echo(f"  note: {text}")
 
