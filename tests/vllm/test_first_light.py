@@ -150,10 +150,18 @@ def test_the_readmes_commands_do_what_they_say(ready: Box):
     assert not list((ready.state / "secrets").iterdir())
 
 
-def test_a_flag_that_vllm_does_not_know_is_named_at_once_and_not_tried_again(box: Box):
-    path = box.manifest(name="bad", args={"load-format": "dummy", "not-a-flag": 1}, file="bad.yaml")
-    up = box.run("up", path, exits=6, timeout=START)
-    assert "--not-a-flag" in up.stderr
+def test_a_flag_that_this_vllm_does_not_know_is_refused_before_anything_starts(box: Box):
+    path = box.manifest(name="bad", args={"load-format": "dummy", "max-num-sqes": 1}, file="bad.yaml")
+    up = box.run("up", path, exits=2, timeout=START)
+    assert "args.max-num-sqes" in up.stderr
+    assert "max-num-seqs" in up.stderr.split("hint:")[1]
+    assert box.ps() == {}
+
+
+def test_a_model_that_vllm_cannot_run_is_named_at_once_and_not_tried_again(box: Box):
+    args = {"load-format": "dummy", "hf-overrides": {"architectures": ["NopeForCausalLM"]}}
+    up = box.run("up", box.manifest(name="bad", args=args, file="bad.yaml"), exits=6, timeout=START)
+    assert "NopeForCausalLM" in up.stderr
     assert "hint:" in up.stderr
     assert box.ps()["bad"]["endpoint"]["phase"] == "failed"
     assert box.ps()["bad"]["failed_starts"] == 1
