@@ -1,25 +1,18 @@
 """One real model for all tests of this folder: a start takes half a minute."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.contract.vllm_instances import real_engine
+from tests.contract.vllm_instances import required_engine
 from tests.process.box import Box
 
 
 @pytest.fixture(scope="session")
 def engine() -> Path:
     """The Python of an environment with the real vLLM (CPU build)."""
-    python = real_engine()
-    if python is None:
-        reason = "no vLLM here: `vllm-manager engine install` makes one"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return python
+    return required_engine()
 
 
 @pytest.fixture(scope="session")
